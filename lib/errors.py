@@ -22,3 +22,7 @@ class UnknownTarget(InputError):
 
     def __init__(self, message: str):
         super().__init__(message, field="prompt")
+
+
+class EngineError(RuntimeError):
+    """A policy or a segmenter could not do its work (out of memory, server gone): the slices concerned end as failed."""

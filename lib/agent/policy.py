@@ -7,6 +7,7 @@ from typing import Protocol
 import numpy as np
 
 from lib.agent.protocol import Action
+from lib.imaging.overlays import OVERLAYS, Overlay, blend
 from lib.imaging.views import View
 from lib.imaging.volume import Volume
 
@@ -24,11 +25,18 @@ class Observation:
     """The actions of this episode so far, oldest first."""
     complaint: str = ""
     """When the last reply could not be used: why. Empty otherwise."""
+    overlay: Overlay = OVERLAYS["inference"]
+    """How the mask is painted on the picture."""
 
     @property
     def turn(self) -> int:
         """1 for the first turn."""
         return len(self.actions) + 1
+
+    def picture(self) -> np.ndarray:
+        """What the agent sees: uint8 RGB `[height, width, 3]`, the view with the current mask painted on it."""
+        image = self.view.image()
+        return image if self.mask is None else blend(image, self.mask, self.overlay)
 
 
 @dataclass(frozen=True)
@@ -49,12 +57,14 @@ class Policy(Protocol):
     """Stateless between calls, except for caches keyed by content; safe to call from several threads."""
 
     name: str
+    structures: tuple[str, ...]
+    """Names of the structures that viewers offer as classes, beside free text."""
 
     def check(self, volume: Volume, prompt: str) -> None:
         """Raise UnknownTarget or InputError when this policy cannot look for `prompt` in `volume`; cheap."""
 
     def window_preset(self, prompt: str) -> str | None:
-        """Name of the CT window preset that shows the target best; None for the default."""
+        """Name of the CT window preset that shows the target best; None for the default, also for an unknown target."""
 
     def decide(self, observations: Sequence[Observation]) -> list[Decision]:
         """One decision per observation, in order. Observations of different volumes and users may come together."""

@@ -106,7 +106,7 @@ def parse(text: str) -> Reply | ProtocolError:
 def render(reply: Reply) -> str:
     """Write a reply as the released weights were trained to: four decimals, newlines, an answer on stopping only.
 
-    `parse(render(reply))` gives the same reply with coordinates rounded to four decimals, for thoughts and answers without tags.
+    `parse(render(reply))` gives the same reply, coordinates rounded to four decimals, if thought and answer hold no tags.
     """
     text = f"<think>\n{reply.thought}\n</think>\n<action>\n{reply.action}\n</action>"
     if isinstance(reply.action, Terminate):

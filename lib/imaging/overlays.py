@@ -9,18 +9,20 @@ from lib.errors import InputError
 
 @dataclass(frozen=True)
 class Overlay:
-    """Blend = image * (1 - alpha) + colour * alpha on mask pixels, truncated to uint8; the rest is untouched."""
+    """Blend = image * (1 - alpha) + colour * alpha on mask pixels, as uint8; the rest is untouched."""
 
     name: str
     colour: tuple[int, int, int]
     alpha: float
+    rounded: bool
+    """Whether the blend is rounded to the nearest grey level, or truncated."""
 
 
 OVERLAYS = {
     overlay.name: overlay
     for overlay in (
-        Overlay("inference", (34, 139, 34), 0.4),  # what the released weights see at inference
-        Overlay("training", (0, 255, 0), 128 / 255),  # what the released RL data shows
+        Overlay("inference", (34, 139, 34), 0.4, rounded=False),  # what the released weights see at inference
+        Overlay("training", (0, 255, 0), 128 / 255, rounded=True),  # what the released RL data shows
     )
 }
 
@@ -39,5 +41,6 @@ def blend(image: np.ndarray, mask: np.ndarray, overlay: Overlay) -> np.ndarray:
     """
     painted = image.copy()
     colour = np.array(overlay.colour, dtype=np.float64)
-    painted[mask] = (image[mask] * (1 - overlay.alpha) + colour * overlay.alpha).astype(np.uint8)
+    mixed = image[mask] * (1 - overlay.alpha) + colour * overlay.alpha
+    painted[mask] = (mixed + 0.5 if overlay.rounded else mixed).astype(np.uint8)
     return painted

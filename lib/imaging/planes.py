@@ -18,6 +18,11 @@ class Plane(StrEnum):
     CORONAL = "coronal"
     SAGITTAL = "sagittal"
 
+    @classmethod
+    def across(cls, volume: Volume, axis: int) -> "Plane":
+        """The plane whose slices follow array axis 0, 1 or 2 (i, j or k) of `volume`."""
+        return next(plane for plane, normal in _NORMAL.items() if volume.orientation.axes[normal] == axis)
+
 
 _NORMAL = {Plane.SAGITTAL: 0, Plane.CORONAL: 1, Plane.AXIAL: 2}
 _COLUMNS = {Plane.SAGITTAL: 1, Plane.CORONAL: 0, Plane.AXIAL: 0}
@@ -70,6 +75,16 @@ class ViewGrid:
     @property
     def slice_count(self) -> int:
         return self._shape[_NORMAL[self.plane]]
+
+    @cached_property
+    def acquired(self) -> tuple[int, ...]:
+        """The slices that hold data: all but those that were never received, where the plane runs along them."""
+        orientation, anatomical = self.volume.orientation, _NORMAL[self.plane]
+        if orientation.axes[anatomical] != 2:
+            return tuple(range(self.slice_count))
+        last = self.slice_count - 1
+        missing = {last - k if orientation.flips[anatomical] else k for k in self.volume.missing}
+        return tuple(index for index in range(self.slice_count) if index not in missing)
 
     @cached_property
     def size(self) -> tuple[int, int]:

@@ -1,0 +1,61 @@
+"""The command line: `python main.py <command>`."""
+
+import sys
+
+import click
+import typer
+
+from apps import bench, demo, evaluate, segment, serve
+from lib.errors import EngineError, InputError
+
+app = typer.Typer(
+    name="main.py",
+    help="IBIS Label: an agent that segments medical volumes by language, click by click.",
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode="rich",
+    pretty_exceptions_enable=False,
+)
+for module in (serve, segment, demo, evaluate, bench):
+    app.command()(getattr(module, module.__name__.rpartition(".")[2]))
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Run a command. Exit code 0, or 2 with one line on standard error when the input cannot be used."""
+    try:
+        app(_paired(sys.argv[1:] if arguments is None else arguments), standalone_mode=False)
+    except InputError as error:
+        _fail(f"{_option(error.field)}: {error.message}" if error.field else error.message)
+    except click.ClickException as error:
+        _fail(error.format_message())
+    except EngineError as error:
+        _fail(str(error), code=1)
+    except OSError as error:
+        _fail(str(error), code=1)
+    except (KeyboardInterrupt, click.Abort):
+        _fail("stopped", code=130)
+    except click.exceptions.Exit as error:
+        sys.exit(error.exit_code)
+
+
+def _paired(arguments: list[str]) -> list[str]:
+    """`--conf KEY VALUE`, as MONAI Label writes it, as the one word KEY=VALUE that the parser can repeat."""
+    paired: list[str] = []
+    rest = iter(arguments)
+    for word in rest:
+        paired.append(word)
+        if word in ("--conf", "-c"):
+            key, value = next(rest, ""), ""
+            if "=" not in key:
+                value = "=" + next(rest, "")
+            paired.append(key + value)
+    return paired
+
+
+def _option(field: str) -> str:
+    return "--" + field.replace("_", "-")
+
+
+def _fail(message: str, code: int = 2) -> None:
+    print(f"error: {message}", file=sys.stderr)
+    sys.exit(code)

@@ -1,0 +1,98 @@
+"""`serve`: the MONAI Label server with this app."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from apps.console import console
+from lib.errors import InputError
+
+APP = Path(__file__).resolve().parent.parent
+_LOOPBACK = ("127.0.0.1", "localhost", "::1")
+
+
+def serve(
+    studies: Annotated[str, typer.Option(help="folder with images (NIfTI, NRRD, DICOM series), or a DICOMweb URL")],
+    host: Annotated[
+        str, typer.Option(help="address to listen on; others than this machine's own need IBIS_TOKEN")
+    ] = "127.0.0.1",
+    port: Annotated[int, typer.Option(min=1, max=65535, help="port to listen on")] = 8000,
+    engine: Annotated[str, typer.Option(help="an engine of configs/engines.yaml; default: its default")] = "",
+    conf: Annotated[
+        list[str] | None, typer.Option("--conf", "-c", metavar="KEY VALUE", help="workers, cache_mb, auth; may be repeated")
+    ] = None,
+) -> None:
+    """Start the MONAI Label server for 3D Slicer and OHIF."""
+    import os
+
+    from lib.engines.build import build_engine
+
+    settings = _settings(conf or [])
+    if engine:
+        settings["engine"] = engine
+    built = build_engine(settings.get("engine", ""))
+    remote = studies.startswith(("http://", "https://"))
+    if not remote and not Path(studies).is_dir():
+        raise InputError(f"{studies} is not a folder; give a folder with images, or a DICOMweb URL", "studies")
+    if host not in _LOOPBACK and not os.environ.get("IBIS_TOKEN") and settings.get("auth") != "none":
+        raise InputError(
+            f"{host} can be reached by others: set IBIS_TOKEN to a secret that clients must send, or add --conf auth none",
+            "host",
+        )
+    _check_free(host, port)
+
+    url = f"http://{'127.0.0.1' if host in ('0.0.0.0', '::') else host}:{port}"
+    console.print(f"[bold]IBIS Label[/bold]  {url}", highlight=False)
+    console.print(f"  engine    {built.name}: {built.policy.name} + {built.segmenter.name}", highlight=False)
+    console.print(f"  studies   {studies}", highlight=False)
+    console.print(
+        f"  3D Slicer MONAI Label module: server {url}, Connect, Options > infer > ibis_agent > prompt, Run", highlight=False
+    )
+    if remote:
+        console.print(f"  OHIF      {url}/ohif/: open a study in the mode MONAI Label", highlight=False)
+    else:
+        console.print("  OHIF      needs a DICOMweb store: give its URL as --studies", highlight=False)
+    console.print(f"  API       {url}/docs   ready when {url}/info/ answers (10 to 20 s); Ctrl-C stops", highlight=False)
+    _start(studies, host, port, settings, url)
+
+
+def _settings(conf: list[str]) -> dict[str, str]:
+    settings = {}
+    for entry in conf:
+        key, equals, value = entry.partition("=")
+        if not equals or key not in ("engine", "workers", "cache_mb", "auth"):
+            raise InputError(f"{entry!r}: use engine NAME, workers N, cache_mb N or auth none", "conf")
+        settings[key] = value
+    return settings
+
+
+def _check_free(host: str, port: int) -> None:
+    import socket
+
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    with socket.socket(family, socket.SOCK_STREAM) as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((host, port))
+        except OSError as error:
+            raise InputError(
+                f"{host}:{port} cannot be listened on ({error.strerror}); choose another --port", "port"
+            ) from error
+
+
+def _start(studies: str, host: str, port: int, settings: dict[str, str], url: str) -> None:
+    import json
+    import os
+
+    # The app's `lib` is loaded already; a second copy would have classes of its own.
+    os.environ["MONAI_LABEL_RELOAD_APP_LIB"] = "false"
+    os.environ.setdefault("MONAI_LABEL_CORS_ORIGINS", json.dumps([url, f"http://localhost:{port}"]))
+
+    from monailabel.main import Main
+
+    server = Main()
+    arguments = ["start_server", "--app", str(APP), "--studies", studies, "--host", host, "--port", str(port)]
+    for key, value in settings.items():
+        arguments += ["--conf", key, value]
+    server.action_start_server(server.args_parser().parse_args(arguments))

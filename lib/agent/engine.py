@@ -1,0 +1,17 @@
+"""The engine: one policy and one segmenter, as configured."""
+
+from dataclasses import dataclass
+
+from lib.agent.policy import Policy
+from lib.agent.segmenter import Segmenter
+
+
+@dataclass(frozen=True)
+class Engine:
+    """Weights and caches keyed by content live in its parts, nothing else: two requests at once never see each other."""
+
+    name: str
+    policy: Policy
+    segmenter: Segmenter
+    batch: int
+    """How many slices of a run go through the parts together."""

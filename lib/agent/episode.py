@@ -1,0 +1,237 @@
+"""The episode: the steps for one prompt on one slice, with one stop reason. Single use, never reset."""
+
+from collections import Counter
+from dataclasses import dataclass, replace
+from enum import StrEnum
+
+import numpy as np
+
+from lib.agent.policy import Decision, Observation
+from lib.agent.protocol import Action, Click, ProtocolError, Terminate, parse
+from lib.agent.segmenter import Prediction, State
+from lib.imaging import rle
+from lib.imaging.overlays import OVERLAYS, Overlay
+from lib.imaging.rle import Rle
+from lib.imaging.views import View
+
+REASKS = 1
+"""How often a policy is asked again after a reply outside the grammar, per turn."""
+SAME_CLICK = 3
+"""The same click so many times in a row ends the episode; the last one is not applied (as released)."""
+SAME_MASK = 3
+"""The same mask so many times, in a row or back and forth, ends the episode."""
+
+
+class StopReason(StrEnum):
+    """Why an episode ended."""
+
+    TERMINATED = "terminated"
+    """The policy approved the mask."""
+    ABSENT = "absent"
+    """The policy terminated without a mask: the target is not on this slice."""
+    MAX_TURNS = "max_turns"
+    """The turn limit was reached."""
+    REPEATED_ACTION = "repeated_action"
+    """The policy placed the same click three times in a row."""
+    NO_PROGRESS = "no_progress"
+    """The clicks no longer changed the mask, or led back and forth between masks."""
+    PROTOCOL_ERROR = "protocol_error"
+    """The policy's replies were not of the grammar, also when asked again."""
+    ANNOTATED = "annotated"
+    """A person placed the clicks and asked for no more."""
+    DEADLINE = "deadline"
+    """The request's time budget was used up."""
+    CANCELLED = "cancelled"
+    """The request was cancelled."""
+    FAILED = "failed"
+    """The policy or the segmenter could not do its work."""
+
+
+class Actor(StrEnum):
+    """Who took a step."""
+
+    AGENT = "agent"
+    ANNOTATOR = "annotator"
+
+
+@dataclass(frozen=True, eq=False)
+class Step:
+    """Observation -> reply -> action -> new mask. Complete enough to show, and to replay."""
+
+    turn: int
+    """1 for the first."""
+    actor: Actor
+    reply: str
+    """The policy's text as it came; empty for an annotator's click."""
+    thought: str
+    action: Action | ProtocolError
+    mask: Rle | None = None
+    """The mask after a click; None when the step left the mask as it was."""
+    score: float | None = None
+    """The segmenter's opinion of that mask, 0..1."""
+    support: float | None = None
+    """The policy's opinion of that mask, 0..1, as it gave it with its next decision."""
+    policy_seconds: float = 0.0
+    segmenter_seconds: float = 0.0
+
+
+@dataclass(frozen=True, eq=False)
+class Outcome:
+    """What an episode came to."""
+
+    index: int
+    """The slice."""
+    stop: StopReason
+    detail: str
+    """For a person: what exactly happened, where the reason alone does not say it."""
+    answer: str
+    """The policy's closing words, if it terminated."""
+    steps: tuple[Step, ...]
+    mask: Rle
+    """The chosen mask, of the view's size."""
+    final_turn: int | None
+    """The turn whose mask was chosen; None when there is none."""
+    chosen_because: str
+    confidence: float | None
+    """Support or score of the chosen mask, 0..1; None when nobody gave one."""
+
+    @property
+    def conclusive(self) -> bool:
+        """False when the episode was cut short, or never got a usable reply: an empty mask is then not an answer."""
+        if self.stop is StopReason.PROTOCOL_ERROR:
+            return self.final_turn is not None
+        return self.stop not in (StopReason.DEADLINE, StopReason.CANCELLED, StopReason.FAILED)
+
+
+class Episode:
+    """Drives one prompt on one slice: hand it decisions and predictions, read observations and at last the outcome.
+
+    Not shared between threads. The segmenter's state lives here and goes when the episode ends.
+    """
+
+    def __init__(self, view: View, prompt: str, max_turns: int, overlay: Overlay = OVERLAYS["inference"]):
+        self.view = view
+        self.prompt = prompt
+        self.max_turns = max_turns
+        self.overlay = overlay
+        self.state: State | None = None
+        self.stop: StopReason | None = None
+        self._detail = ""
+        self._answer = ""
+        self._steps: list[Step] = []
+        self._mask: np.ndarray | None = None
+        self._masks: Counter[str] = Counter()
+        self._complaint = ""
+        self._faults = 0
+
+    @property
+    def steps(self) -> tuple[Step, ...]:
+        return tuple(self._steps)
+
+    def observation(self) -> Observation:
+        """What the policy sees next."""
+        actions = tuple(step.action for step in self._steps if not isinstance(step.action, ProtocolError))
+        return Observation(self.prompt, self.view, self._mask, actions, self._complaint, self.overlay)
+
+    def decide(self, decision: Decision) -> Click | None:
+        """Take the policy's decision. Returns the click that the segmenter must now apply, or None when there is none:
+        the episode has ended, or the reply was not of the grammar and the policy is to be asked again."""
+        self._judge(decision.support)
+        reply = parse(decision.reply)
+        if isinstance(reply, ProtocolError):
+            self._append(decision, "", reply)
+            self._faults += 1
+            self._complaint = reply.fault.value
+            if self._faults > REASKS:
+                self.end(StopReason.PROTOCOL_ERROR, reply.fault.value)
+            return None
+        self._faults, self._complaint = 0, ""
+        self._append(decision, reply.thought, reply.action)
+        if isinstance(reply.action, Terminate):
+            self._answer = reply.action.answer
+            found = self._mask is not None and bool(self._mask.any())
+            self.end(StopReason.TERMINATED if found else StopReason.ABSENT)
+            return None
+        if self._repeats(reply.action):
+            self.end(StopReason.REPEATED_ACTION, f"{reply.action} for the {SAME_CLICK}rd time; it was not applied again")
+            return None
+        return reply.action
+
+    def annotate(self, click: Click) -> Click:
+        """Take a person's click; hand it to the segmenter and its prediction to `apply`."""
+        self._steps.append(Step(len(self._steps) + 1, Actor.ANNOTATOR, "", "", click))
+        return click
+
+    def apply(self, prediction: Prediction, seconds: float) -> None:
+        """Take the segmenter's answer to the last click."""
+        mask = rle.encode(prediction.mask)
+        last = self._steps[-1]
+        self._steps[-1] = replace(last, mask=mask, score=prediction.score, segmenter_seconds=seconds)
+        self._mask, self.state = prediction.mask, prediction.state
+        self._masks[mask["counts"]] += 1
+        if last.actor is Actor.ANNOTATOR:
+            return
+        if self._masks[mask["counts"]] >= SAME_MASK:
+            self.end(StopReason.NO_PROGRESS, f"the clicks led to the same mask {SAME_MASK} times")
+        elif len(self._steps) >= self.max_turns:
+            self.end(StopReason.MAX_TURNS, f"{self.max_turns} turns")
+
+    def end(self, reason: StopReason, detail: str = "") -> None:
+        """End the episode; nothing follows."""
+        self.stop, self._detail = reason, detail
+        self.state = self._mask = None
+
+    def outcome(self) -> Outcome:
+        """The result; call after the end."""
+        if self.stop is None:
+            raise RuntimeError("the episode has not ended")
+        chosen, because = self._choose()
+        confidence = None
+        if chosen is not None:
+            confidence = chosen.support if chosen.support is not None else chosen.score
+        return Outcome(
+            index=self.view.index,
+            stop=self.stop,
+            detail=self._detail,
+            answer=self._answer,
+            steps=self.steps,
+            mask=chosen.mask if chosen is not None and chosen.mask is not None else rle.empty(*self.view.size),
+            final_turn=chosen.turn if chosen is not None else None,
+            chosen_because=because,
+            confidence=confidence,
+        )
+
+    def _choose(self) -> tuple[Step | None, str]:
+        """The best-supported mask, not blindly the last."""
+        masked = [step for step in self._steps if step.mask is not None]
+        if self.stop is StopReason.ABSENT or not masked:
+            return None, "there is no mask"
+        last = masked[-1]
+        if last.actor is Actor.ANNOTATOR:
+            return last, "the annotator's last click made it"
+        judged = [step for step in masked if step.support is not None]
+        if judged:
+            best = max(judged, key=lambda step: (step.support, step.turn))
+            return best, "the agent approved it" if best is last else "the agent supported it best"
+        if self.stop is StopReason.TERMINATED:
+            return last, "the agent approved it"
+        return max(masked, key=lambda step: (step.score, step.turn)), "the segmenter scored it best"
+
+    def _append(self, decision: Decision, thought: str, action: Action | ProtocolError) -> None:
+        turn = len(self._steps) + 1
+        self._steps.append(Step(turn, Actor.AGENT, decision.reply, thought, action, policy_seconds=decision.seconds))
+        if isinstance(action, ProtocolError) and turn >= self.max_turns:
+            self.end(StopReason.MAX_TURNS, f"{self.max_turns} turns")
+
+    def _judge(self, support: float | None) -> None:
+        """Note the policy's opinion of the current mask on the step that made it."""
+        if support is None:
+            return
+        for position in reversed(range(len(self._steps))):
+            if self._steps[position].mask is not None:
+                self._steps[position] = replace(self._steps[position], support=support)
+                return
+
+    def _repeats(self, click: Click) -> bool:
+        recent = [step.action for step in self._steps[-SAME_CLICK:]]
+        return len(recent) == SAME_CLICK and all(action == click for action in recent)

@@ -1,0 +1,77 @@
+"""The trace page: one HTML file in which a person pages through a run, slice by slice and turn by turn.
+
+The page needs no network and no server: pictures are data URLs, masks are decoded and blended in the browser, and a content
+security policy forbids everything else. Prompts, replies and file names are untrusted: they travel as JSON, shown as text.
+"""
+
+import base64
+import secrets
+from io import BytesIO
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from PIL import Image
+
+from lib.errors import InputError
+from lib.imaging.planes import Plane, ViewGrid
+from lib.imaging.views import View
+from lib.imaging.volume import Volume
+from lib.imaging.windows import Window
+
+_SCHEMA = 1
+_JPEG_QUALITY = 85
+_EDGES = {Plane.AXIAL: "APLR", Plane.CORONAL: "SILR", Plane.SAGITTAL: "SIPA"}
+"""What lies at the top, bottom, left and right of a `ViewGrid` view."""
+_TEMPLATES = Environment(
+    loader=FileSystemLoader(Path(__file__).parent), autoescape=True, undefined=StrictUndefined, trim_blocks=True
+)
+_TEMPLATES.policies["json.dumps_kwargs"] = {"allow_nan": False, "separators": (",", ":")}
+
+
+def render_page(trace: dict[str, Any], volume: Volume) -> str:
+    """A run as one self-contained HTML page, to be written as UTF-8.
+
+    `trace` is the JSON object of schema 1 that a run records: masks are COCO compressed RLE (column-major, as pycocotools) of
+    the view's `[height, width]`, clicks are normalised view points. `volume` is the image that the run looked at; its slices
+    are rendered through the trace's plane and window, without a mask, as PNG, or as JPEG where the agent said "absent" at once.
+
+    Raises InputError when the trace has another schema or was recorded on another image; ValueError when it holds NaN.
+    """
+    if trace.get("schema") != _SCHEMA:
+        raise InputError(f"the trace has schema {trace.get('schema')!r}; this version shows schema {_SCHEMA}", "trace")
+    grid = ViewGrid(volume, Plane(trace["plane"]))
+    if tuple(trace["view_size"]) != grid.size:
+        raise InputError(
+            f"the trace was recorded on views of {_size(trace['view_size'])} pixels, but {volume.source} gives "
+            f"{_size(grid.size)}: pass the image that the run looked at",
+            "trace",
+        )
+    window = Window(trace["window"]["low"], trace["window"]["high"], trace["window"]["name"])
+    page = {
+        "trace": trace,
+        "pictures": {record["index"]: _picture(grid, window, record) for record in trace["slices"]},
+        "edges": "" if volume.planar else _EDGES[grid.plane],
+        "pixel_mm": None if volume.planar else grid.pixel_mm,
+        "slice_count": grid.slice_count,
+    }
+    return _TEMPLATES.get_template("trace_page.html").render(page=page, nonce=secrets.token_urlsafe(16))
+
+
+def _picture(grid: ViewGrid, window: Window, record: dict[str, Any]) -> str:
+    """One slice of the trace as a data URL."""
+    grid.check(record["index"])
+    image = View(grid, record["index"], window).image()
+    picture = Image.fromarray(image if grid.volume.colour is not None else image[:, :, 0])
+    content = BytesIO()
+    if record["stop_reason"] == "absent" and len(record["steps"]) == 1:
+        picture.save(content, "JPEG", quality=_JPEG_QUALITY)
+        kind = "jpeg"
+    else:
+        picture.save(content, "PNG", optimize=True)
+        kind = "png"
+    return f"data:image/{kind};base64,{base64.b64encode(content.getvalue()).decode('ascii')}"
+
+
+def _size(size: tuple[int, int]) -> str:
+    return f"{size[0]} x {size[1]}"

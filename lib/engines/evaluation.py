@@ -1,0 +1,143 @@
+"""An engine against reference masks: Dice where a structure is present, false voxels where it is absent."""
+
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from fnmatch import fnmatch
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from pydantic import BaseModel, ConfigDict
+
+from lib.agent.engine import Engine
+from lib.agent.run import RunRequest, run
+from lib.config import load_config
+from lib.errors import ImageError, InputError, UnknownTarget
+from lib.imaging.load import load_volume
+from lib.imaging.volume import Modality, Volume
+
+
+class EvaluationConfig(BaseModel):
+    """`configs/evaluation.yaml`."""
+
+    model_config = ConfigDict(extra="forbid")
+    complete: int
+    structures: dict[str, tuple[str, ...]]
+    never_absent: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Case:
+    """An image with its reference: a label volume on the same grid."""
+
+    name: str
+    image: Path
+    references: tuple[Path, ...]
+    labels: dict[int, str]
+    modality: Modality | None
+
+
+@dataclass(frozen=True)
+class Score:
+    """One structure of one case."""
+
+    structure: str
+    dice: float | None = None
+    """None where the reference says that the structure is absent."""
+    reference_ml: float = 0.0
+    mask_ml: float = 0.0
+    false_voxels: int = 0
+    """Voxels of the mask outside the reference."""
+    turns: int = 0
+    seconds: float = 0.0
+    skipped: str = ""
+    """Why it was not compared; empty when it was."""
+
+
+def find_cases(folder: Path, names: Sequence[str]) -> Iterator[Case]:
+    """The cases of `folder/manifest.json` that have a label volume; `names` narrows them to paths containing one of them.
+
+    Raises InputError when the manifest is missing or not of the expected form.
+    """
+    path = folder / "manifest.json"
+    try:
+        items = json.loads(path.read_text(encoding="utf-8"))["items"]
+    except FileNotFoundError as error:
+        raise InputError(f"{path} does not exist; name a folder with a manifest.json", "data") from error
+    except (json.JSONDecodeError, KeyError, TypeError) as error:
+        raise InputError(f"{path} is not a manifest with a list `items`", "data") from error
+    for item in items:
+        labels = _labels(item)
+        if not labels or (names and not any(name in item["path"] for name in names)):
+            continue
+        given = item["reference"] if isinstance(item["reference"], list) else [item["reference"]]
+        references = tuple(
+            folder / entry.split()[0] for entry in given if entry.split()[0].endswith((".nii.gz", ".nii", ".nrrd"))
+        )
+        known = item.get("modality", "").split()
+        modality = Modality(known[0]) if known and known[0] in set(Modality) else None
+        yield Case(item["path"], folder / item["path"], references, labels, modality)
+
+
+def evaluate_case(case: Case, engine: Engine, only: Sequence[str] = ()) -> Iterator[Score]:
+    """Run the engine for every structure of `configs/evaluation.yaml` (or those named in `only`) and compare."""
+    config = load_config("evaluation", EvaluationConfig)
+    unknown = [name for name in only if name not in config.structures]
+    if unknown:
+        raise InputError(
+            f"{unknown[0]!r} is not in configs/evaluation.yaml: it has {', '.join(config.structures)}", "structure"
+        )
+    try:
+        volume = load_volume(case.image, modality=case.modality)
+        reference = _reference(case, volume)
+    except ImageError as error:
+        yield Score("all structures", skipped=error.message)
+        return
+    for name, patterns in config.structures.items():
+        if only and name not in only:
+            continue
+        values = [value for value, label in case.labels.items() if any(fnmatch(label, pattern) for pattern in patterns)]
+        if not values and (name in config.never_absent or len(case.labels) < config.complete):
+            continue
+        yield _compare(name, np.isin(reference, values), volume, engine)
+
+
+def dice(mask: np.ndarray, reference: np.ndarray) -> float:
+    """Dice overlap of two bool arrays of one shape; 1 when both are empty."""
+    total = int(np.count_nonzero(mask)) + int(np.count_nonzero(reference))
+    return 2 * int(np.count_nonzero(mask & reference)) / total if total else 1.0
+
+
+def _compare(name: str, truth: np.ndarray, volume: Volume, engine: Engine) -> Score:
+    try:
+        result = run(RunRequest(name), volume, engine)
+    except UnknownTarget as error:
+        return Score(name, skipped=error.message)
+    mask = result.mask.astype(bool)
+    voxel_ml = abs(float(np.linalg.det(volume.affine[:3, :3]))) / 1000
+    return Score(
+        structure=name,
+        dice=dice(mask, truth) if truth.any() else None,
+        reference_ml=int(np.count_nonzero(truth)) * voxel_ml,
+        mask_ml=result.volume_ml,
+        false_voxels=int(np.count_nonzero(mask & ~truth)),
+        turns=sum(len(outcome.steps) for outcome in result.outcomes),
+        seconds=result.seconds,
+    )
+
+
+def _labels(item: dict[str, Any]) -> dict[int, str]:
+    labels = item.get("labels") or {}
+    return {int(value): str(name) for value, name in labels.items() if str(value).isdigit()}
+
+
+def _reference(case: Case, volume: Volume) -> np.ndarray:
+    """Label array `[i, j, k]` on the volume's grid; a reference stored in another axis order is turned to it."""
+    for path in case.references:
+        labels = load_volume(path)
+        there, here = labels.orientation.canonical(labels.data), volume.orientation
+        if there.shape == here.canonical(volume.data).shape:
+            return here.restore(there)
+    shape = "x".join(str(n) for n in volume.data.shape)
+    raise ImageError(f"no reference of {case.name} has the image's size {shape}")

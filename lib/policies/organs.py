@@ -1,0 +1,161 @@
+"""Liver, spleen and kidneys in a CT: the large even chunks of soft tissue at their places in the belly."""
+
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+from scipy import ndimage
+
+from lib.policies.landmarks import Landmarks
+from lib.policies.tissue import components, dilate, erode, grown_box, largest, opened, reached
+
+
+@dataclass(frozen=True)
+class Tone:
+    """The grey of an organ in this scan."""
+
+    hu: float
+    spread: float
+    """Standard deviation in HU, noise included."""
+
+    def like(self, values: np.ndarray) -> np.ndarray:
+        """Where smoothed values are within three standard deviations, and at least 24 HU: streaks and vessels belong to the organ."""
+        return np.abs(values - self.hu) < max(3 * self.spread, 24)
+
+
+def tone(values: np.ndarray, lowest: float, highest: float) -> Tone | None:
+    """The commonest HU between two bounds; None for too few voxels."""
+    bins = np.arange(lowest, highest + 1, 4)
+    counts = np.histogram(values, bins)[0].astype(np.float32)
+    if counts.sum() < 50:
+        return None
+    smooth = ndimage.gaussian_filter1d(counts, 1.5)
+    peak = float(bins[smooth.argmax()] + 2)
+    near = np.abs(values[np.abs(values - peak) < 30] - peak)
+    return Tone(peak, float(np.clip(1.4826 * np.median(near), 7, 16)))
+
+
+class Organs:
+    """Organs of one CT on the coarse grid; arrays are bool `[r, a, s]`, empty where the organ is not in view."""
+
+    def __init__(self, marks: Landmarks, bone: np.ndarray):
+        self.marks = marks
+        self.bone = bone
+        self.spacing = marks.adult
+
+    @cached_property
+    def soft(self) -> np.ndarray:
+        """Organs, muscle and vessels in the cavity."""
+        values = self.marks.tissue.smooth
+        return (values > 0) & (values < 300) & self.marks.cavity & ~self.bone
+
+    def _chunk(self, where: np.ndarray, radius: float) -> np.ndarray:
+        return erode(where, radius, self.spacing, border=False)
+
+    @cached_property
+    def _nothing(self) -> np.ndarray:
+        return np.zeros_like(self.soft)
+
+    def _grown(self, alike: np.ndarray, seeds: np.ndarray, neck: float, reach: float) -> np.ndarray:
+        """From the seeds through passages wider than twice `neck` mm, then `reach` mm further into thin edges."""
+        core = reached(erode(alike, neck, self.spacing, border=False), seeds)
+        return reached(opened(dilate(core, neck + reach, self.spacing) & alike, 3, self.spacing), core)
+
+    def _drifting(self, alike: np.ndarray, shade: Tone, where: np.ndarray) -> np.ndarray:
+        """`alike` and what continues it where the grey drifts slowly, as beam hardening by arms makes it."""
+        values = self.marks.tissue.smooth
+        sigma = [15 / mm for mm in self.spacing]
+        for _ in range(2):
+            weight = ndimage.gaussian_filter(alike.astype(np.float32), sigma, truncate=2)
+            local = ndimage.gaussian_filter(np.where(alike, values - shade.hu, 0).astype(np.float32), sigma, truncate=2)
+            drift = np.clip(local / np.maximum(weight, 1e-3), -30, 30) * (weight > 0.02)
+            alike = alike | (where & (np.abs(values - shade.hu - 1.3 * drift) < 20) & (drift < -3) & (values > 10))
+        return alike
+
+    @cached_property
+    def liver(self) -> np.ndarray:
+        marks, values = self.marks, self.marks.tissue.smooth
+        right = self.soft & (marks.aside > 15)
+        deep = largest(erode(right, 15, self.spacing, border=False))
+        shade = tone(values[deep], 20, 200)
+        if shade is None or marks.ml(deep) < 20:
+            return self._nothing
+        left_lobe = marks.ahead > 45 + 0.5 * (-20 - marks.aside)
+        place = self.soft & ~self._great_vessels & ((marks.aside > -20) | left_lobe)
+        alike = self._drifting(place & shade.like(values), shade, place)
+        seeds = largest(erode(alike & right, 15, self.spacing, border=False))
+        if marks.ml(seeds) < 15:
+            return self._nothing
+        return self._grown(alike, seeds, 8, 8)
+
+    @cached_property
+    def _great_vessels(self) -> np.ndarray:
+        """Where aorta and vena cava lie: next to the front of the vertebral bodies."""
+        return (np.abs(self.marks.aside) < 32) & (self.marks.ahead < 68)
+
+    @cached_property
+    def spleen(self) -> np.ndarray:
+        marks, values = self.marks, self.marks.tissue.smooth
+        place = self.soft & ~dilate(self.liver, 3, self.spacing)
+        place &= (marks.aside < -35 - 0.6 * np.maximum(marks.ahead - 10, 0)) & (marks.ahead < 110)
+        deep = largest(erode(place & (marks.aside < -45) & (marks.ahead < 70), 11, self.spacing, border=False))
+        shade = tone(values[deep], 15, 220)
+        if shade is None or marks.ml(deep) < 3:
+            return self._nothing
+        alike = self._drifting(place & shade.like(values), shade, place)
+        return self._grown(alike, deep & alike, 6, 6)
+
+    @cached_property
+    def muscle_tone(self) -> Tone:
+        """The muscles behind the spine; 55 HU where they are out of view."""
+        marks, values = self.marks, self.marks.tissue.smooth
+        back = (np.abs(marks.aside) > 12) & (np.abs(marks.aside) < 50) & (marks.ahead < -10) & (marks.wall_depth > 8)
+        return tone(values[back & ~self.bone], 10, 110) or Tone(55, 10)
+
+    def kidney(self, right: bool) -> np.ndarray:
+        """The chunk beside the spine that stands alone best, of a kidney's size: in fat, or brighter than what is around it."""
+        marks, values = self.marks, self.marks.tissue.smooth
+        aside = marks.aside if right else -marks.aside
+        place = self.soft & ~self.liver & ~self.spleen & (aside > 15) & (aside < 120) & (marks.ahead < 80)
+        apart = (values < -20) & (values > -200)
+        enhanced = place & (values > self.muscle_tone.hu + 30)
+        if marks.ml(erode(enhanced & (values > self.muscle_tone.hu + 50), 5, self.spacing, border=False)) > 8:
+            place = enhanced
+            apart = values < self.muscle_tone.hu + 30
+        best, best_score = self._nothing, 0.1
+        for neck in (3, 5, 7):
+            cores = erode(place, neck, self.spacing, border=False)
+            for part, box, _ in components(cores):
+                core = self._nothing.copy()
+                core[box] = part
+                if marks.ml(core) < 3:
+                    break
+                whole = self._nearest(core, cores & ~core, place, 18)
+                score = self._kidney_score(whole, aside, apart)
+                if score > best_score:
+                    best, best_score = whole, score
+        return best
+
+    def _nearest(self, core: np.ndarray, others: np.ndarray, place: np.ndarray, reach: float) -> np.ndarray:
+        """The part of `place` within `reach` mm that lies nearer to this core than to the others."""
+        box = grown_box(core, reach, self.spacing)
+        near = ndimage.distance_transform_edt(~core[box], sampling=self.spacing)
+        taken = ndimage.distance_transform_edt(~others[box], sampling=self.spacing) if others[box].any() else np.inf
+        whole = self._nothing.copy()
+        whole[box] = reached(place[box] & (near < reach) & (near < taken), core[box])
+        return whole
+
+    def _kidney_score(self, whole: np.ndarray, aside: np.ndarray, apart: np.ndarray) -> float:
+        marks = self.marks
+        volume = marks.ml(whole)
+        r, a, s = (round(v) for v in ndimage.center_of_mass(whole))
+        lateral, front = float(aside[r, 0, s]), float(marks.ahead[0, a, s])
+        height = (np.ptp(np.flatnonzero(whole.any(axis=(0, 1)))) + 1) * self.spacing[2]
+        if not (25 < volume < 420 and 32 < lateral < 100 and -25 < front < 60 and height < 170):
+            return 0
+        rim = dilate(whole, 4, self.spacing) & ~whole
+        if not rim.any():
+            return 0
+        alone = apart[rim].mean() - 2 * (marks.vertebra | self.bone)[rim].mean()
+        typical = (np.log(volume / 160) / 1.0) ** 2 + ((lateral - 62) / 30) ** 2 + ((front - 15) / 22) ** 2
+        return float(alone * np.exp(-typical / 2))

@@ -1,0 +1,99 @@
+"""The MONAI Label app: registers the infer tasks, and opens the door when the server starts."""
+
+import logging
+import os
+import sys
+from collections.abc import Mapping
+from hashlib import blake2b
+from pathlib import Path
+
+from monailabel.config import settings
+from monailabel.interfaces.app import MONAILabelApp
+from monailabel.interfaces.datastore import Datastore
+from monailabel.interfaces.tasks.infer_v2 import InferTask
+from starlette.middleware import Middleware
+
+from lib.engines.build import build_engine
+from lib.errors import InputError
+from lib.imaging.cache import VolumeCache
+from lib.infers.agent import AgentInfer
+from lib.infers.clicks import ClickInfer
+from lib.server.door import Door
+from lib.server.errors import HANDLERS
+from lib.server.routes import infer_routes, run_routes, stock_routes
+from lib.server.runstore import RunStore
+from lib.server.store import PRIVATE, StudiesDatastore
+
+logger = logging.getLogger(__name__)
+
+NAME = "IBIS Label"
+
+
+class IBISApp(MONAILabelApp):
+    """Segments by language: `ibis_agent` for text, `ibis_click_2d` and `ibis_click_3d` for the annotator's points.
+
+    `conf` (`--conf KEY VALUE`): `engine` (a name of configs/engines.yaml), `workers` (inferences at a time, default 2),
+    `cache_mb` (volumes kept in memory, default 512), `auth` ("token", or "none" to let anyone who reaches the port in).
+    """
+
+    def __init__(self, app_dir: str, studies: str, conf: Mapping[str, str]):
+        conf = dict(conf or {})
+        self._workers = _number(conf, "workers", 2)
+        self._open_to_all = _open_to_all(conf)
+        self._volumes = VolumeCache(_number(conf, "cache_mb", 512) * 1024**2)
+        self._runs = RunStore(_private(studies) / "runs")
+        self._engine = build_engine(conf.get("engine", ""))
+        super().__init__(
+            app_dir, studies, conf, name=NAME, version="1.0.0", description="An agent that segments by language, click by click"
+        )
+
+    def init_datastore(self) -> Datastore:
+        if self.studies.startswith(("http://", "https://")):
+            return super().init_datastore()
+        return StudiesDatastore(
+            self.studies,
+            extensions=settings.MONAI_LABEL_DATASTORE_FILE_EXT,
+            auto_reload=settings.MONAI_LABEL_DATASTORE_AUTO_RELOAD,
+            read_only=settings.MONAI_LABEL_DATASTORE_READ_ONLY,
+        )
+
+    def init_infers(self) -> dict[str, InferTask]:
+        engine, volumes = self._engine, self._volumes
+        structures = engine.policy.structures
+        agent = AgentInfer(engine, volumes, self._runs.add, structures)
+        return {
+            "ibis_agent": agent,
+            "ibis_click_2d": ClickInfer(engine, volumes, structures, 2, agent),
+            "ibis_click_3d": ClickInfer(engine, volumes, structures, 3, agent),
+        }
+
+    def on_init_complete(self) -> None:
+        super().on_init_complete()
+        server = sys.modules["monailabel.app"].app
+        routes = [infer_routes(self, self._workers), run_routes(self._runs, self._volumes), stock_routes()]
+        # The first route that matches answers, so ours stand in front of the stock ones.
+        server.router.routes[0:0] = [route for router in routes for route in router.routes]
+        server.exception_handlers.update(HANDLERS)
+        server.user_middleware.insert(0, Middleware(Door, os.environ.get("IBIS_TOKEN", ""), self._open_to_all))
+        server.middleware_stack = server.build_middleware_stack()
+        server.title = NAME
+
+
+def _private(studies: str) -> Path:
+    """Where our own records of these studies live: beside local ones, in the user's cache for remote ones."""
+    if studies.startswith(("http://", "https://")):
+        return Path.home() / ".cache" / "ibis-label" / blake2b(studies.encode(), digest_size=8).hexdigest()
+    return Path(studies) / PRIVATE
+
+
+def _number(conf: Mapping[str, str], key: str, default: int) -> int:
+    text = conf.get(key, str(default))
+    if not text.isdigit() or int(text) < 1:
+        raise InputError(f"--conf {key} {text!r} is not a whole number of at least 1", key)
+    return int(text)
+
+
+def _open_to_all(conf: Mapping[str, str]) -> bool:
+    if conf.get("auth", "token") not in ("token", "none"):
+        raise InputError(f"--conf auth {conf['auth']!r} is neither 'token' nor 'none'", "auth")
+    return conf.get("auth") == "none"
