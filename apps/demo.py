@@ -2,9 +2,11 @@
 
 import shutil
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated
 
+import numpy as np
 import typer
 from rich.table import Table
 
@@ -31,7 +33,7 @@ def demo(
     studies = output / "studies"
     shutil.rmtree(output, ignore_errors=True)
     studies.mkdir(parents=True)
-    truth = None
+    truth: Mapping[str, np.ndarray] = {}
     if image is None:
         truth = _phantom(studies, output, seed)
     else:
@@ -55,7 +57,8 @@ def demo(
     console.print(table)
 
 
-def _phantom(studies: Path, output: Path, seed: int) -> Path:
+def _phantom(studies: Path, output: Path, seed: int) -> Mapping[str, np.ndarray]:
+    """Make the phantom, write it as a DICOM series and return its truth: bool `[i, j, k]` by structure name."""
     from lib.imaging.phantom import make_phantom, write_series, write_truth
 
     with console.status("Making a CT phantom, thorax to pelvis"):
@@ -64,7 +67,7 @@ def _phantom(studies: Path, output: Path, seed: int) -> Path:
         write_truth(phantom, output / "truth.nii.gz")
     size = "x".join(str(n) for n in phantom.volume.data.shape)
     console.print(f"CT phantom {seed}: {size} voxels as a DICOM series in {studies}", highlight=False, soft_wrap=True)
-    return output / "truth.nii.gz"
+    return phantom.labels
 
 
 def _copy(image: Path, studies: Path) -> None:
@@ -79,13 +82,13 @@ def _copy(image: Path, studies: Path) -> None:
         raise InputError(f"{image} does not exist", "image")
 
 
-def _dice(mask: Path, truth: Path | None, prompt: str) -> str:
-    """Dice against the phantom's truth, where it knows the structure that the prompt names."""
+def _dice(mask: Path, truth: Mapping[str, np.ndarray], prompt: str) -> str:
+    """Dice against the truth, where it knows the structure that the prompt names."""
     from lib.agent.anatomy import anatomy
     from lib.engines.evaluation import dice
     from lib.imaging.load import load_volume
-    from lib.imaging.phantom import read_truth
 
     structure = anatomy().find(prompt)
-    reference = read_truth(truth).get(structure.name) if truth is not None and structure is not None else None
-    return "no truth" if reference is None else f"{dice(load_volume(mask).data > 0, reference):.3f}"
+    if structure is None or structure.name not in truth:
+        return "no truth"
+    return f"{dice(load_volume(mask).data > 0, truth[structure.name]):.3f}"

@@ -15,6 +15,7 @@ import SimpleITK as sitk
 
 from lib.engines.evaluation import dice
 from lib.imaging.load import load_volume
+from lib.imaging.seg import read_seg
 from tests.e2e.conftest import form, voxel_in
 
 pytestmark = pytest.mark.e2e
@@ -172,15 +173,9 @@ def test_a_dicom_seg_of_a_stored_series(server, phantom, tmp_path):
         f"{server.url}/infer/ibis_agent?image={SERIES}&output=dicom_seg", data=form(prompt="liver"), timeout=120
     )
     assert answer.headers["content-type"] == "application/dicom"
-    from lib.imaging.seg import read_seg
-
     (tmp_path / "x.dcm").write_bytes(answer.content)
-    segment = read_seg(tmp_path / "x.dcm", phantom_series(server, phantom))[1]
+    segment = read_seg(tmp_path / "x.dcm", phantom.volume)[1]
     assert dice(segment, phantom.labels["liver"]) > 0.75
-
-
-def phantom_series(server, phantom):
-    return phantom.volume
 
 
 def test_the_trace_of_a_run_can_be_opened(server):

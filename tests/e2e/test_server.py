@@ -13,6 +13,7 @@ import httpx
 import numpy as np
 import pytest
 
+from lib.imaging.phantom import write_series
 from lib.server.process import ROOT, free_port
 from tests.e2e.conftest import form
 from tests.e2e.test_clients import OHIF, nrrd_array
@@ -136,8 +137,6 @@ def test_four_clients_at_once_get_what_each_gets_alone_and_info_answers_meanwhil
 
 
 def test_a_file_added_while_the_server_runs_is_found(server, studies, phantom):
-    from lib.imaging.phantom import write_series
-
     write_series(phantom, studies / "later")
     deadline = time.monotonic() + 30
     while time.monotonic() < deadline:

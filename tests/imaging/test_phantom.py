@@ -13,12 +13,12 @@ from pydicom.uid import CTImageStorage, ExplicitVRLittleEndian
 from scipy import ndimage
 
 from lib.errors import InputError
-from lib.imaging.phantom import GROUPS, Phantom, make_phantom
-from lib.imaging.phantom_dicom import write_series, write_truth
-from lib.imaging.phantom_shapes import Field, Grid, Waves, coverage, smooth_max, smooth_min
-from lib.imaging.phantom_tissues import Phase, tissues
+from lib.imaging.phantom.dicom import write_series, write_truth
+from lib.imaging.phantom.model import GROUPS, Phantom, make_phantom
+from lib.imaging.phantom.shapes import Field, Grid, Waves, coverage, smooth_max, smooth_min
+from lib.imaging.phantom.tissues import Phase, tissues
 
-COARSE = (4.0, 4.0, 6.0)
+COARSE = (4.2, 4.0, 6.0)
 SEEDS = (0, 1, 5)
 
 # Adult range in ml, wider than the middle 95 % of people.

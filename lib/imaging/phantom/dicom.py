@@ -11,8 +11,8 @@ from pydicom.uid import UID, CTImageStorage, ExplicitVRLittleEndian
 from pydicom.valuerep import format_number_as_ds
 
 from lib.errors import InputError
-from lib.imaging.phantom import Phantom
-from lib.imaging.phantom_tissues import Phase
+from lib.imaging.phantom.model import Phantom
+from lib.imaging.phantom.tissues import Phase
 
 _INTERCEPT = -1024
 _TIMES = {Phase.NON_CONTRAST: "120000", Phase.ARTERIAL: "120035", Phase.PORTAL_VENOUS: "120110"}
@@ -120,7 +120,7 @@ def _image(phantom: Phantom, k: int) -> FileDataset:
     image.PixelSpacing = [format_number_as_ds(sj), format_number_as_ds(si)]
     image.SliceThickness = format_number_as_ds(sk)
     image.ImageOrientationPatient = ["1", "0", "0", "0", "1", "0"]
-    image.ImagePositionPatient = [format_number_as_ds(round(float(p) + 1, 4)) for p in position]
+    image.ImagePositionPatient = [format_number_as_ds(round(float(p), 4)) for p in position]
     image.SliceLocation = format_number_as_ds(round(float(position[2]), 4))
     image.SamplesPerPixel = 1
     image.PhotometricInterpretation = "MONOCHROME2"

@@ -13,13 +13,13 @@ import numpy as np
 from scipy import ndimage
 
 from lib.errors import InputError
-from lib.imaging.phantom_abdomen import draw_abdomen
-from lib.imaging.phantom_bowel import draw_bowel
-from lib.imaging.phantom_chest import draw_chest
-from lib.imaging.phantom_frame import Build, build_grid, draw_arms, draw_muscles, draw_table, draw_wall
-from lib.imaging.phantom_shapes import Canvas
-from lib.imaging.phantom_skeleton import draw_skeleton
-from lib.imaging.phantom_tissues import AIR, Phase, tissues
+from lib.imaging.phantom.abdomen import draw_abdomen
+from lib.imaging.phantom.bowel import draw_bowel
+from lib.imaging.phantom.chest import draw_chest
+from lib.imaging.phantom.frame import Build, build_grid, draw_arms, draw_muscles, draw_table, draw_wall
+from lib.imaging.phantom.shapes import Canvas
+from lib.imaging.phantom.skeleton import draw_skeleton
+from lib.imaging.phantom.tissues import AIR, Phase, tissues
 from lib.imaging.volume import Modality, Volume
 
 _KERNEL = 0.75

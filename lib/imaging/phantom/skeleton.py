@@ -2,8 +2,8 @@
 
 import numpy as np
 
-from lib.imaging.phantom_frame import VERTEBRAE, Profile, Sides, spine
-from lib.imaging.phantom_shapes import Canvas, Field, Knot, around, grain, mirrored, smooth_max, smooth_min
+from lib.imaging.phantom.frame import VERTEBRAE, Profile, Sides, spine
+from lib.imaging.phantom.shapes import Canvas, Field, Knot, around, grain, mirrored, smooth_max, smooth_min
 
 _RIB_ENDS: tuple[tuple[float, float, list[Knot]], ...] = (
     # Level of the bony end, its angle from the back (radians), and the courses of the cartilage to the breastbone.

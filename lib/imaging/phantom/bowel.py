@@ -2,8 +2,8 @@
 
 import numpy as np
 
-from lib.imaging.phantom_frame import Build, Profile, diaphragm
-from lib.imaging.phantom_shapes import Canvas, Field, Knot, Waves, grain, resample, smooth_max
+from lib.imaging.phantom.frame import Build, Profile, diaphragm
+from lib.imaging.phantom.shapes import Canvas, Field, Knot, Waves, grain, resample, smooth_max
 
 
 def draw_bowel(

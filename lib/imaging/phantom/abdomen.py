@@ -1,9 +1,9 @@
-"""The phantom's abdomen and pelvis: solid organs, vessels and bladder; the bowel is in `phantom_bowel`."""
+"""The phantom's abdomen and pelvis: solid organs, vessels and bladder; the bowel is in `bowel`."""
 
 import numpy as np
 
-from lib.imaging.phantom_frame import Build, Profile, Sides, diaphragm
-from lib.imaging.phantom_shapes import Canvas, Field, Knot, Point, Waves, around, grain, mirrored, smooth_max
+from lib.imaging.phantom.frame import Build, Profile, Sides, diaphragm
+from lib.imaging.phantom.shapes import Canvas, Field, Knot, Point, Waves, around, grain, mirrored, smooth_max
 
 _KIDNEYS = {"right": ((-72.0, 0.0, -38.0), (-0.22, -0.16, -1.0)), "left": ((70.0, -2.0, -22.0), (0.22, -0.16, -1.0))}
 """Centre and downward long axis: the lower pole lies further out and further forward."""

@@ -1,7 +1,7 @@
 """The phantom's trunk: body wall, muscles and the cavity that holds the organs.
 
 The dimensions of the phantom are those of an average adult, set by hand to anatomy atlases: levels of the vertebrae and organs,
-extents and courses. Coordinates as in `phantom_shapes`.
+extents and courses. Coordinates as in `shapes`.
 """
 
 from dataclasses import dataclass
@@ -9,7 +9,7 @@ from enum import Enum
 
 import numpy as np
 
-from lib.imaging.phantom_shapes import Canvas, Field, Grid, Knot, Waves, around, grain, mirrored, smooth_max, smooth_min
+from lib.imaging.phantom.shapes import Canvas, Field, Grid, Knot, Waves, around, grain, mirrored, smooth_max, smooth_min
 
 Sides = ((1, "left"), (-1, "right"))
 

@@ -2,8 +2,8 @@
 
 import numpy as np
 
-from lib.imaging.phantom_frame import Build, Profile, Sides, diaphragm, spine
-from lib.imaging.phantom_shapes import Canvas, Field, Knot, Point, Waves, around, grain, mirrored, smooth_max, smooth_min
+from lib.imaging.phantom.frame import Build, Profile, Sides, diaphragm, spine
+from lib.imaging.phantom.shapes import Canvas, Field, Knot, Point, Waves, around, grain, mirrored, smooth_max, smooth_min
 
 
 def draw_chest(
