@@ -2,7 +2,6 @@
 
 import sys
 
-import click
 import typer
 
 from apps import bench, demo, evaluate, segment, serve
@@ -23,19 +22,19 @@ for module in (serve, segment, demo, evaluate, bench):
 def main(arguments: list[str] | None = None) -> None:
     """Run a command. Exit code 0, or 2 with one line on standard error when the input cannot be used."""
     try:
-        app(_paired(sys.argv[1:] if arguments is None else arguments), standalone_mode=False)
+        code = app(_paired(sys.argv[1:] if arguments is None else arguments), standalone_mode=False)
     except InputError as error:
         _fail(f"{_option(error.field)}: {error.message}" if error.field else error.message)
-    except click.ClickException as error:
-        _fail(error.format_message())
+    except typer.TyperException as error:
+        _fail(" ".join(getattr(error, "format_message", error.__str__)().split()))
     except EngineError as error:
         _fail(str(error), code=1)
     except OSError as error:
         _fail(str(error), code=1)
-    except (KeyboardInterrupt, click.Abort):
+    except (KeyboardInterrupt, typer.Abort):
         _fail("stopped", code=130)
-    except click.exceptions.Exit as error:
-        sys.exit(error.exit_code)
+    else:
+        sys.exit(code)
 
 
 def _paired(arguments: list[str]) -> list[str]:
@@ -57,5 +56,6 @@ def _option(field: str) -> str:
 
 
 def _fail(message: str, code: int = 2) -> None:
-    print(f"error: {message}", file=sys.stderr)
+    if message:
+        print(f"error: {message}", file=sys.stderr)
     sys.exit(code)

@@ -20,7 +20,8 @@ def serve(
     port: Annotated[int, typer.Option(min=1, max=65535, help="port to listen on")] = 8000,
     engine: Annotated[str, typer.Option(help="an engine of configs/engines.yaml; default: its default")] = "",
     conf: Annotated[
-        list[str] | None, typer.Option("--conf", "-c", metavar="KEY VALUE", help="workers, cache_mb, auth; may be repeated")
+        list[str] | None,
+        typer.Option("--conf", "-c", metavar="KEY VALUE", help="workers, cache_mb, auth, origins; may be repeated"),
     ] = None,
 ) -> None:
     """Start the MONAI Label server for 3D Slicer and OHIF."""
@@ -54,15 +55,15 @@ def serve(
     else:
         console.print("  OHIF      needs a DICOMweb store: give its URL as --studies", highlight=False)
     console.print(f"  API       {url}/docs   ready when {url}/info/ answers (10 to 20 s); Ctrl-C stops", highlight=False)
-    _start(studies, host, port, settings, url)
+    _start(studies, host, port, settings)
 
 
 def _settings(conf: list[str]) -> dict[str, str]:
     settings = {}
     for entry in conf:
         key, equals, value = entry.partition("=")
-        if not equals or key not in ("engine", "workers", "cache_mb", "auth"):
-            raise InputError(f"{entry!r}: use engine NAME, workers N, cache_mb N or auth none", "conf")
+        if not equals or key not in ("engine", "workers", "cache_mb", "auth", "origins"):
+            raise InputError(f"{entry!r}: use engine NAME, workers N, cache_mb N, auth none or origins URL,URL", "conf")
         settings[key] = value
     return settings
 
@@ -81,13 +82,11 @@ def _check_free(host: str, port: int) -> None:
             ) from error
 
 
-def _start(studies: str, host: str, port: int, settings: dict[str, str], url: str) -> None:
-    import json
+def _start(studies: str, host: str, port: int, settings: dict[str, str]) -> None:
     import os
 
     # The app's `lib` is loaded already; a second copy would have classes of its own.
     os.environ["MONAI_LABEL_RELOAD_APP_LIB"] = "false"
-    os.environ.setdefault("MONAI_LABEL_CORS_ORIGINS", json.dumps([url, f"http://localhost:{port}"]))
 
     from monailabel.main import Main
 

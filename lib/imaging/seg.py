@@ -52,6 +52,8 @@ class Segment:
     """Segmented Property Type. None is written as SNOMED CT "Tissue" in both type and category, as 3D Slicer does for
     unknowns."""
     category: CodeTriple = ANATOMY
+    modifier: CodeTriple | None = None
+    """What tells two of a kind apart, such as the side (CID 244)."""
     algorithm: str = "IBIS Label"
     tracking_uid: str = ""
     """Same for the same structure across segmentations; empty: made from the series and the name, always the same."""
@@ -219,7 +221,7 @@ def _description(segment: Segment, series_uid: str, version: str) -> Any:
 
     code, category = (segment.code, segment.category) if segment.code else (TISSUE, TISSUE)
     kinds = highdicom.seg.SegmentAlgorithmTypeValues
-    return highdicom.seg.SegmentDescription(
+    description = highdicom.seg.SegmentDescription(
         segment_number=segment.number,
         segment_label=segment.name[:64],
         segmented_property_category=Code(*category),
@@ -231,6 +233,10 @@ def _description(segment: Segment, series_uid: str, version: str) -> Any:
         tracking_uid=segment.tracking_uid or generate_uid(entropy_srcs=["IBIS Label", series_uid, segment.name]),
         tracking_id=segment.name[:64],
     )
+    if segment.modifier is not None:
+        modifier = highdicom.sr.CodedConcept(*segment.modifier)
+        description.SegmentedPropertyTypeCodeSequence[0].SegmentedPropertyTypeModifierCodeSequence = [modifier]
+    return description
 
 
 def _check_reference(path: Path, dataset: Dataset, volume: Volume) -> None:

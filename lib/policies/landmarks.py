@@ -19,7 +19,7 @@ from lib.policies.tissue import (
     erode,
     fill_planes,
     planewise,
-    reached,
+    largest,
 )
 
 SKIN = -300
@@ -55,6 +55,23 @@ class Landmarks:
         return fill_planes(kept)
 
     @cached_property
+    def scale(self) -> float:
+        """Size of this trunk relative to an adult's, whose muscles span 320 mm or more from side to side."""
+        widths = (self.wall_depth > 0).any(axis=1).sum(axis=0) * self.spacing[0]
+        return float(np.clip(np.percentile(widths[widths > 0], 90) / 320, 0.45, 1)) if widths.any() else 1.0
+
+    @cached_property
+    def adult(self) -> Spacing:
+        """Voxel size in millimetres of an adult of the same shape: the unit of all positions and sizes of organs."""
+        r, a, s = (mm / self.scale for mm in self.spacing)
+        return (r, a, s)
+
+    def ml(self, mask: np.ndarray) -> float:
+        """Volume of a mask in an adult of the same shape; a slab thinner than 60 mm counts as if it were 60 mm thick."""
+        thickness = self.tissue.hu.shape[2] * self.adult[2]
+        return float(mask.sum()) * self.tissue.voxel_ml / self.scale**3 * max(1.0, 60 / thickness)
+
+    @cached_property
     def skull(self) -> np.ndarray:
         """bool `[s]`: slices in which a closed ring of bone holds nearly all of the body, as only the head's does."""
         inside = fill_planes(planewise(ndimage.binary_dilation, self.bright, _CROSS)).sum(axis=(0, 1))
@@ -81,10 +98,10 @@ class Landmarks:
             if not area or self.skull[s]:
                 score[:, :, s] = 0
                 continue
-            aside = (r - (body.sum(axis=1) * r).sum() / area) * self.spacing[0] / 45
-            front = np.maximum(a - (body.sum(axis=0) * a).sum() / area, 0) * self.spacing[1] / 20
+            aside = (r - (body.sum(axis=1) * r).sum() / area) * self.adult[0] / 45
+            front = np.maximum(a - (body.sum(axis=0) * a).sum() / area, 0) * self.adult[1] / 20
             score[:, :, s] = np.maximum(score[:, :, s], 0) * np.exp(-(aside**2))[:, None] * np.exp(-(front**2))[None, :]
-        reach = [max(1, round(self.spacing[2] * 1.2 / mm)) for mm in self.spacing[:2]]
+        reach = [max(1, round(self.adult[2] * 1.2 / mm)) for mm in self.adult[:2]]
         total = score.copy()
         for s in range(1, count):
             total[:, :, s] += ndimage.maximum_filter(total[:, :, s - 1], size=[2 * n + 1 for n in reach])
@@ -96,12 +113,12 @@ class Landmarks:
             r0, a0 = np.add(low, np.unravel_index(window.argmax(), window.shape))
             if score[r0, a0, s] > 0.25:
                 track[s] = r0, a0
-        return _smoothed(track, 12 / self.spacing[2])
+        return _smoothed(track, 12 / self.adult[2])
 
     def _blurred(self, bone: np.ndarray, sigma: float, ahead: float) -> np.ndarray:
         """Mean of `bone` within about `sigma` mm of the point `ahead` mm in front, in each slice."""
-        blurred = ndimage.gaussian_filter(bone, (sigma / self.spacing[0], sigma / self.spacing[1], 0), truncate=3)
-        return ndimage.shift(blurred, (0, -round(ahead / self.spacing[1]), 0), order=0, prefilter=False)
+        blurred = ndimage.gaussian_filter(bone, (sigma / self.adult[0], sigma / self.adult[1], 0), truncate=3)
+        return ndimage.shift(blurred, (0, -round(ahead / self.adult[1]), 0), order=0, prefilter=False)
 
     @cached_property
     def midline(self) -> np.ndarray:
@@ -112,23 +129,6 @@ class Landmarks:
             return np.interp(np.arange(r.size), np.flatnonzero(known), r[known]).astype(np.float32)
         middle = ndimage.center_of_mass(self.body)[0] if self.body.any() else self.tissue.hu.shape[0] / 2
         return np.full(r.size, middle, np.float32)
-
-    @cached_property
-    def scale(self) -> float:
-        """Size of this trunk relative to an adult's, whose muscles span about 310 mm from side to side."""
-        widths = (self.wall_depth > 0).any(axis=1).sum(axis=0) * self.spacing[0]
-        return float(np.clip(np.percentile(widths[widths > 0], 90) / 310, 0.45, 1.15)) if widths.any() else 1.0
-
-    @cached_property
-    def adult(self) -> Spacing:
-        """Voxel size in millimetres of an adult of the same shape: the unit of all positions and sizes of organs."""
-        r, a, s = (mm / self.scale for mm in self.spacing)
-        return (r, a, s)
-
-    def ml(self, mask: np.ndarray) -> float:
-        """Volume of a mask in an adult of the same shape; a slab thinner than 60 mm counts as if it were 60 mm thick."""
-        thickness = self.tissue.hu.shape[2] * self.adult[2]
-        return float(mask.sum()) * self.tissue.voxel_ml / self.scale**3 * max(1.0, 60 / thickness)
 
     @cached_property
     def aside(self) -> np.ndarray:
@@ -163,8 +163,8 @@ class Landmarks:
         whole in the image and large, or cut by its upper end, because nothing in the chest lies above the lungs."""
         found = np.zeros_like(self.gas)
         slices = np.flatnonzero(self.body.any(axis=(0, 1)) & ~self.skull)
-        for part, box, size in components(self.gas & ~self.skull):
-            volume = size * self.tissue.voxel_ml
+        for part, box, _ in components(self.gas & ~self.skull):
+            volume = self.ml(part)
             if volume < 10:
                 break
             core = ndimage.binary_erosion(part, border_value=1)
@@ -179,24 +179,19 @@ class Landmarks:
         thin = self.airy & (self.tissue.hu < -930) & (np.abs(self.aside) < 45)
         pipe = np.zeros_like(thin)
         for part, box, size in components(thin):
-            volume = size * self.tissue.voxel_ml
+            volume = self.ml(part)
             if volume < 2 or size < 8:
                 break
-            if volume < 150 and (part.shape[2] * self.spacing[2] > 30 or box[2].stop == thin.shape[2]):
+            if volume < 150 and (part.shape[2] * self.adult[2] > 30 or box[2].stop == thin.shape[2]):
                 pipe[box] |= part
-        return dilate(pipe, 1.5 * self.spacing[0], self.spacing) & self.gas
+        return dilate(pipe, 1.5 * self.adult[0], self.adult) & self.gas
 
     @cached_property
     def wall_depth(self) -> np.ndarray:
         """float32: mm below the outer surface of the trunk's muscles, within each axial slice; 0 outside the trunk."""
         inside = planewise(ndimage.binary_erosion, self.body, _CROSS, 2)
         lean = inside & ((self.tissue.hu > -40) | (self.tissue.hu < -200))
-        core = planewise(ndimage.binary_opening, lean, _CROSS)
-        seeds = np.zeros_like(core)
-        for s, (r, a) in enumerate(self.spine):
-            if np.isfinite(r):
-                seeds[int(r), int(a), s] = True
-        core = reached(core, dilate(seeds, 15, self.spacing))
+        core = largest(planewise(ndimage.binary_opening, lean, _CROSS))
         for s in np.flatnonzero(core.any(axis=(0, 1))):
             core[:, :, s] = convex_hull_image(core[:, :, s])
         return depth_in_planes(core & self.body, self.spacing)
@@ -211,14 +206,15 @@ class Landmarks:
     def cavity(self) -> np.ndarray:
         """bool: the chest and belly inside ribs and muscles, without the spine and the muscles behind it."""
         ahead, aside = self.ahead, np.abs(self.aside)
+        depth = self.wall_depth / self.scale
         reach = np.where(ahead > 0, 25, 60)
-        near = self.bright & (self.wall_depth > 0) & (self.wall_depth < reach)
-        weight = near * np.exp(-self.wall_depth / 6)
-        sigma = [20 / mm for mm in self.spacing]
+        near = self.bright & (depth > 0) & (depth < reach)
+        weight = near * np.exp(-depth / 6)
+        sigma = [20 / mm for mm in self.adult]
         spread = ndimage.gaussian_filter(weight, sigma, truncate=2.5)
-        outer = ndimage.gaussian_filter(weight * self.wall_depth, sigma, truncate=2.5)
+        outer = ndimage.gaussian_filter(weight * depth, sigma, truncate=2.5)
         floor = 1e-3
-        inside = self.wall_depth > (outer + floor * 6) / (spread + floor) + 8
+        inside = depth > (outer + floor * 6) / (spread + floor) + 8
         behind = ahead < 8 - np.clip(aside - 20, 0, 60) * 0.5
         return inside & ~behind & ~self.vertebra & np.isfinite(ahead) & ~self.skull
 

@@ -7,7 +7,10 @@ import numpy as np
 from scipy import ndimage
 
 from lib.policies.landmarks import Landmarks
-from lib.policies.tissue import components, dilate, erode, grown_box, largest, opened, reached
+from lib.policies.tissue import components, dilate, erode, grown_box, largest, opened, reached, without_pinholes
+
+
+_PINHOLE = 3
 
 
 @dataclass(frozen=True)
@@ -47,7 +50,7 @@ class Organs:
     def soft(self) -> np.ndarray:
         """Organs, muscle and vessels in the cavity."""
         values = self.marks.tissue.smooth
-        return (values > 0) & (values < 300) & self.marks.cavity & ~self.bone
+        return without_pinholes((values > -10) & (values < 300) & self.marks.cavity & ~self.bone, _PINHOLE)
 
     def _chunk(self, where: np.ndarray, radius: float) -> np.ndarray:
         return erode(where, radius, self.spacing, border=False)
@@ -68,9 +71,15 @@ class Organs:
         for _ in range(2):
             weight = ndimage.gaussian_filter(alike.astype(np.float32), sigma, truncate=2)
             local = ndimage.gaussian_filter(np.where(alike, values - shade.hu, 0).astype(np.float32), sigma, truncate=2)
-            drift = np.clip(local / np.maximum(weight, 1e-3), -30, 30) * (weight > 0.02)
-            alike = alike | (where & (np.abs(values - shade.hu - 1.3 * drift) < 20) & (drift < -3) & (values > 10))
+            drift = np.clip(local / np.maximum(weight, 1e-3), -25, 25) * (weight > 0.02)
+            alike = alike | (where & (np.abs(values - shade.hu - 1.3 * drift) < 15) & (drift < -3) & (values > 10))
         return alike
+
+    def _under_ribs(self, mask: np.ndarray) -> np.ndarray:
+        """The mask if ribs lie beside it in a third of its slices, else nothing: bowel hangs lower than the ribs."""
+        ribs = self.bone & (np.abs(self.marks.aside) > 60)
+        beside = (dilate(mask, 25, self.spacing) & ribs).any(axis=(0, 1)).sum()
+        return mask if 3 * beside >= mask.any(axis=(0, 1)).sum() else self._nothing
 
     @cached_property
     def liver(self) -> np.ndarray:
@@ -82,11 +91,11 @@ class Organs:
             return self._nothing
         left_lobe = marks.ahead > 45 + 0.5 * (-20 - marks.aside)
         place = self.soft & ~self._great_vessels & ((marks.aside > -20) | left_lobe)
-        alike = self._drifting(place & shade.like(values), shade, place)
+        alike = without_pinholes(self._drifting(place & shade.like(values), shade, place), _PINHOLE)
         seeds = largest(erode(alike & right, 15, self.spacing, border=False))
         if marks.ml(seeds) < 15:
             return self._nothing
-        return self._grown(alike, seeds, 8, 8)
+        return self._under_ribs(self._grown(alike, seeds, 8, 8))
 
     @cached_property
     def _great_vessels(self) -> np.ndarray:
@@ -98,12 +107,22 @@ class Organs:
         marks, values = self.marks, self.marks.tissue.smooth
         place = self.soft & ~dilate(self.liver, 3, self.spacing)
         place &= (marks.aside < -35 - 0.6 * np.maximum(marks.ahead - 10, 0)) & (marks.ahead < 110)
-        deep = largest(erode(place & (marks.aside < -45) & (marks.ahead < 70), 11, self.spacing, border=False))
+        deep = self._lateral(erode(place & (marks.aside < -45) & (marks.ahead < 70), 11, self.spacing, border=False))
         shade = tone(values[deep], 15, 220)
         if shade is None or marks.ml(deep) < 3:
             return self._nothing
-        alike = self._drifting(place & shade.like(values), shade, place)
-        return self._grown(alike, deep & alike, 6, 6)
+        alike = without_pinholes(self._drifting(place & shade.like(values), shade, place), _PINHOLE)
+        return self._under_ribs(self._grown(alike, deep & alike, 6, 6))
+
+    def _lateral(self, chunks: np.ndarray) -> np.ndarray:
+        """The largest chunk whose centre lies where a spleen's does, further from the midline than a kidney's."""
+        for part, box, _ in components(chunks):
+            r, _, s = ndimage.center_of_mass(part)
+            if abs(self.marks.aside[round(r) + box[0].start, 0, round(s) + box[2].start]) > 80:
+                chosen = self._nothing.copy()
+                chosen[box] = part
+                return chosen
+        return self._nothing
 
     @cached_property
     def muscle_tone(self) -> Tone:
@@ -112,28 +131,51 @@ class Organs:
         back = (np.abs(marks.aside) > 12) & (np.abs(marks.aside) < 50) & (marks.ahead < -10) & (marks.wall_depth > 8)
         return tone(values[back & ~self.bone], 10, 110) or Tone(55, 10)
 
+    @cached_property
+    def _enhanced_kidney(self) -> Tone | None:
+        """What is far brighter than muscle on either side of the spine; None without contrast medium."""
+        marks, values, aside = self.marks, self.marks.tissue.smooth, np.abs(self.marks.aside)
+        muscle = self.muscle_tone.hu
+        bright = self.soft & ~self.liver & (values > muscle + 50) & (aside > 28) & (aside < 110) & (marks.ahead < 60)
+        seeds = erode(bright, 5, self.spacing, border=False)
+        return tone(values[seeds], muscle + 50, 300) if marks.ml(seeds) > 8 else None
+
+    def _between(self, share: float) -> float:
+        """HU part of the way from muscle to enhanced kidney."""
+        assert self._enhanced_kidney is not None
+        return self.muscle_tone.hu + share * (self._enhanced_kidney.hu - self.muscle_tone.hu)
+
+    @cached_property
+    def _psoas_tone(self) -> Tone | None:
+        """The muscles beside the vertebral bodies, which the kidneys lie against."""
+        aside, ahead = np.abs(self.marks.aside), self.marks.ahead
+        return tone(self.marks.tissue.smooth[self.soft & (aside > 27) & (aside < 42) & (ahead > 5) & (ahead < 40)], 10, 110)
+
     def kidney(self, right: bool) -> np.ndarray:
         """The chunk beside the spine that stands alone best, of a kidney's size: in fat, or brighter than what is around it."""
         marks, values = self.marks, self.marks.tissue.smooth
         aside = marks.aside if right else -marks.aside
-        place = self.soft & ~self.liver & ~self.spleen & (aside > 15) & (aside < 120) & (marks.ahead < 80)
-        apart = (values < -20) & (values > -200)
-        enhanced = place & (values > self.muscle_tone.hu + 30)
-        if marks.ml(erode(enhanced & (values > self.muscle_tone.hu + 50), 5, self.spacing, border=False)) > 8:
-            place = enhanced
-            apart = values < self.muscle_tone.hu + 30
+        place = self.soft & ~self.liver & ~self.spleen & (aside > 28) & (aside < 120) & (marks.ahead < 80)
+        if self._enhanced_kidney is not None:
+            least = self._between(0.4)
+            places, apart = [place & (values > least)], values < least
+        else:
+            places, apart = [place], (values < -20) & (values > -200)
+            if self._psoas_tone is not None:
+                places.append(without_pinholes(place & (values < self._psoas_tone.hu - 8), _PINHOLE))
         best, best_score = self._nothing, 0.1
-        for neck in (3, 5, 7):
-            cores = erode(place, neck, self.spacing, border=False)
-            for part, box, _ in components(cores):
-                core = self._nothing.copy()
-                core[box] = part
-                if marks.ml(core) < 3:
-                    break
-                whole = self._nearest(core, cores & ~core, place, 18)
-                score = self._kidney_score(whole, aside, apart)
-                if score > best_score:
-                    best, best_score = whole, score
+        for place in places:
+            for neck in (3, 5, 7):
+                cores = erode(place, neck, self.spacing, border=False)
+                for part, box, _ in components(cores):
+                    core = self._nothing.copy()
+                    core[box] = part
+                    if marks.ml(core) < 3:
+                        break
+                    whole = self._nearest(core, cores & ~core, place, 18)
+                    score = self._kidney_score(whole, aside, apart)
+                    if score > best_score:
+                        best, best_score = whole, score
         return best
 
     def _nearest(self, core: np.ndarray, others: np.ndarray, place: np.ndarray, reach: float) -> np.ndarray:

@@ -24,7 +24,7 @@ def bones(marks: Landmarks) -> np.ndarray:
     kept = np.zeros_like(hard)
     below_skin = depth_in_planes(marks.body, marks.spacing)
     for part, box, size in components(hard):
-        volume = size * marks.tissue.voxel_ml
+        volume = marks.ml(part)
         if volume < 0.4:
             break
         inner = (part & marks.cavity[box]).sum() / size

@@ -131,6 +131,12 @@ def fill_planes(mask: np.ndarray) -> np.ndarray:
     return filled
 
 
+def without_pinholes(mask: np.ndarray, voxels: int) -> np.ndarray:
+    """The mask with every enclosed hole of at most so many voxels filled: noise makes them."""
+    labels, _ = ndimage.label(~mask)
+    return mask | (np.bincount(labels.ravel()) <= voxels)[labels]
+
+
 def depth_in_planes(mask: np.ndarray, spacing: Spacing) -> np.ndarray:
     """float32 `[r, a, s]`: distance in mm to the outside, within each axial slice; the array's edge is not outside."""
     depth = np.empty(mask.shape, np.float32)

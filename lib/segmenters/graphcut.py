@@ -1,3 +1,12 @@
+"""A segmenter without weights: each click's region by flood and graph cut, the mask by adding and removing them in turn.
+
+The graph cut follows Boykov and Jolly (ICCV 2001): grey histograms of the flood and of its surroundings as data term, the
+signed distance to the flood as shape term, contrast-weighted neighbours, solved by numpymaxflow (BSD) on a grid of at most
+`GRID` cells a side. A larger region is solved on a coarser grid and its boundary drawn at pixel resolution afterwards.
+
+Threads: no shared state at all. Every function is pure, a state is never changed, equal clicks on equal views give equal masks.
+"""
+
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
@@ -8,174 +17,206 @@ from scipy import ndimage
 from lib.agent.protocol import Click
 from lib.agent.segmenter import Prediction
 from lib.imaging.views import View
-from lib.segmenters.flood import Patch, Place, Region, Window, best_region, connected, disk, grown_box, shrink
+from lib.segmenters.flood import (
+    ADD,
+    CROSS,
+    FIRST,
+    REMOVE,
+    SQUARE,
+    Patch,
+    Pixel,
+    Place,
+    Region,
+    Window,
+    bounding_box,
+    connected,
+    disk,
+    edge_strength,
+    filled,
+    find_region,
+    gradient,
+    median3,
+    shrink,
+)
 
-_CROSS = ndimage.generate_binary_structure(2, 1)
-_SQUARE = np.ones((3, 3), bool)
-LAMBDA = 2.0
-SD = 0.35
-BINS = 32
+_SMOOTHNESS = 2.0
+"""Weight of the neighbour term."""
+_BINS = 32
+"""Grey histogram bins."""
+_CERTAIN = 30.0
+"""Log-odds of a cell whose side is given."""
 
 
 @dataclass(frozen=True, eq=False)
 class Canvas:
+    """One view and the clicks on it so far."""
+
     view: View
-    clicks: tuple[Click, ...] = ()
     grey: np.ndarray | None = None
-    labels: np.ndarray | None = None
-    """int8: 1 in the mask, -1 removed, 0 untouched"""
+    """uint8 `[height, width]`; None until the first click: a view that nobody clicks on is never rendered."""
+    marks: np.ndarray | None = None
+    """int8 `[height, width]`: 1 in the mask, -1 removed by a negative click, 0 never touched."""
+    clicks: tuple[tuple[Pixel, bool], ...] = ()
+    """Where, and whether positive; oldest first."""
 
 
 class GraphCut:
+    """Implements `lib.agent.segmenter.Segmenter`.
+
+    The mask holds every positive click's pixel and no negative click's; of two clicks on one pixel the later counts. A positive
+    click only adds to the mask, a negative click only removes from it, and neither changes anything where the mask already
+    agrees with it.
+    """
+
     name = "graphcut"
 
     def start(self, views: Sequence[View]) -> list[Canvas]:
         return [Canvas(view) for view in views]
 
     def click(self, states: Sequence[Canvas], clicks: Sequence[Click]) -> list[Prediction]:
-        return [_click(s, c) for s, c in zip(states, clicks, strict=True)]
+        return [_click(state, click) for state, click in zip(states, clicks, strict=True)]
 
 
 def _click(state: Canvas, click: Click) -> Prediction:
     grey = state.view.grey() if state.grey is None else state.grey
-    labels = np.zeros(grey.shape, np.int8) if state.labels is None else state.labels
-    width, height = state.view.size
+    height, width = grey.shape
     column, row = click.point.pixel(width, height)
     seed = (row, column)
-    mask = labels == 1
-    positive = click.positive
-    signs = {}
-    for c in state.clicks:
-        x, y = c.point.pixel(width, height)
-        signs[(y, x)] = c.positive
-    signs[seed] = positive
-    score = 1.0
-    new = labels.copy()
-    if mask[seed] == positive:
-        new[seed] = 1 if positive else -1
-    else:
-        domain = ~mask if positive else mask.copy()
-        if positive and labels[seed] == 0:
-            domain &= labels == 0
-        barred = tuple(p for p, s in signs.items() if s != positive)
-        other = mask if positive else ~mask
-        reach = np.inf
-        if positive and mask.any() or not positive:
-            rr, cc = np.nonzero(other)
-            d = (rr - row) ** 2 + (cc - column) ** 2
-            reach = float(np.sqrt(d.min())) if len(d) else np.inf
-            if not positive:
-                reach = min(reach, row + 1, column + 1, height - row, width - column)
-        scale = 0.5 * np.sqrt(mask.sum() / np.pi) if mask.any() else np.inf
-        place = Place(grey, domain, seed, barred, reach, scale, other)
-        region = best_region(place)
-        score = region.score
-        part = cut(place, region)
-        part &= domain
-        for p in barred:
-            part[p] = False
-        part[seed] = True
-        part = connected(part, seed)
-        new[part] = 1 if positive else -1
-        new = tidy(new, part, signs, positive)
-    return Prediction(new == 1, score, replace(state, clicks=(*state.clicks, click), grey=grey, labels=new))
+    clicks = (*state.clicks, (seed, click.positive))
+    marks = np.zeros(grey.shape, np.int8) if state.marks is None else state.marks.copy()
+    signs = dict(clicks)
+    if (marks[seed] == 1) != click.positive:
+        _apply(grey, marks, seed, signs)
+    for pixel, positive in signs.items():
+        marks[pixel] = 1 if positive else -1
+    mask = marks == 1
+    return Prediction(mask, _score(grey, mask), replace(state, grey=grey, marks=marks, clicks=clicks))
 
 
-def tidy(labels, part, signs, positive):
-    box = grown_box(part, 3)
-    lab = labels[box]
-    m = lab == 1
-    near = ndimage.binary_dilation(part[box], _SQUARE, iterations=2)
+def _apply(grey: np.ndarray, marks: np.ndarray, seed: Pixel, signs: dict[Pixel, bool]) -> None:
+    """Write the region of the last click, at `seed`, into `marks`."""
+    positive = signs[seed]
+    mask = marks == 1
+    edge = mask if positive else ~mask
+    domain = ~edge
+    if positive and marks[seed] == 0:
+        domain &= marks == 0
+    barred = tuple(pixel for pixel, sign in signs.items() if sign != positive)
+    reach = _distance(edge, seed)
+    if not positive:
+        reach = min(reach, seed[0] + 1, seed[1] + 1, marks.shape[0] - seed[0], marks.shape[1] - seed[1])
+    place = Place(grey, domain, edge if mask.any() else None, seed, barred, reach)
+    weights = REMOVE if not positive else ADD if mask.any() else FIRST
+    window, part = _cut(place, find_region(place, weights))
+    near = ndimage.binary_dilation(part, SQUARE, iterations=2)
+    inside = marks[window.slices]
     if positive:
-        closed = ndimage.binary_closing(np.pad(m, 2), _SQUARE)[2:-2, 2:-2]
-        hole = closed & ~m & near
-        lab[hole] = 1
-        full = labels == 1
-        filled = ndimage.binary_fill_holes(full) & ~full & (labels == 0)
-        labels[filled] = 1
+        inside[part] = 1
+        closed = ndimage.binary_closing(np.pad(inside == 1, 2), SQUARE)[2:-2, 2:-2]
+        inside[closed & near & (inside == 0)] = 1
+        marks[filled(marks == 1) & (marks == 0)] = 1
     else:
-        opened = ndimage.binary_opening(m | ~near, _SQUARE)
-        lab[m & ~opened & near] = -1
-        full = labels == 1
-        names, n = ndimage.label(full, _CROSS)
-        if n > 1:
-            sizes = np.bincount(names.ravel())
-            keep = sizes >= part.sum()
-            for p, s in signs.items():
-                if s:
-                    keep[names[p]] = True
-            touched = np.zeros(n + 1, bool)
-            touched[np.unique(names[box][ndimage.binary_dilation(part[box], _SQUARE, iterations=3)])] = True
-            drop = touched & ~keep
-            drop[0] = False
-            labels[drop[names]] = -1
-    for p, s in signs.items():
-        labels[p] = 1 if s else -1
-    return labels
+        inside[part] = -1
+        left = inside == 1
+        inside[left & near & ~ndimage.binary_opening(left | ~near, SQUARE)] = -1
+        _drop_crumbs(marks, window, near, np.count_nonzero(part), signs)
 
 
-def cut(place: Place, region: Region) -> np.ndarray:
-    w = region.patch.window
-    f = w.factor
-    box = grown_box(region.mask, 0)
-    top, bottom = w.top + box[0].start * f, w.top + box[0].stop * f
-    left, right = w.left + box[1].start * f, w.left + box[1].stop * f
-    margin = max(4, 4 * f, (max(bottom - top, right - left)) // 5)
-    win = Window.of(top - margin, left - margin, bottom + margin, right + margin, place.grey.shape)
-    patch = Patch(place, win)
-    # shape prior at pixel resolution, then on the patch's grid
-    rows = (np.arange(patch.domain.shape[0]) * win.factor + win.factor // 2 + win.top - w.top) // f
-    cols = (np.arange(patch.domain.shape[1]) * win.factor + win.factor // 2 + win.left - w.left) // f
-    ok = ((rows >= 0) & (rows < region.mask.shape[0]))[:, None] & ((cols >= 0) & (cols < region.mask.shape[1]))
-    prior = region.mask[np.clip(rows, 0, region.mask.shape[0] - 1)][:, np.clip(cols, 0, region.mask.shape[1] - 1)] & ok
-    prior &= patch.domain
+def _distance(mask: np.ndarray, seed: Pixel) -> float:
+    """From `seed` to the nearest pixel of a mask; infinite when it is empty."""
+    rows, columns = np.nonzero(mask)
+    if len(rows) == 0:
+        return np.inf
+    return float(np.sqrt(((rows - seed[0]) ** 2 + (columns - seed[1]) ** 2).min()))
+
+
+def _drop_crumbs(marks: np.ndarray, window: Window, near: np.ndarray, area: int, signs: dict[Pixel, bool]) -> None:
+    """Remove what a removal of `area` pixels cut off: the pieces beside it that are smaller and hold no positive click."""
+    pieces, count = ndimage.label(marks == 1, CROSS)
+    if count < 2:
+        return
+    crumb = np.zeros(count + 1, bool)
+    crumb[np.unique(pieces[window.slices][near])] = True
+    crumb &= np.bincount(pieces.ravel(), minlength=count + 1) < area
+    crumb[[0] + [pieces[pixel] for pixel, positive in signs.items() if positive]] = False
+    marks[crumb[pieces]] = -1
+
+
+def _cut(place: Place, region: Region) -> tuple[Window, np.ndarray]:
+    """Refine a flood. Returns a window and the connected region of the seed in it, bool at pixel resolution."""
+    flood, factor = region.patch.window, region.patch.window.factor
+    rows, columns = bounding_box(region.mask, 0)
+    top, bottom = flood.top + rows.start * factor, flood.top + rows.stop * factor
+    left, right = flood.left + columns.start * factor, flood.left + columns.stop * factor
+    margin = max(4, 4 * factor, max(bottom - top, right - left) // 5)
+    window = Window.clipped(top - margin, left - margin, bottom + margin, right + margin, place.grey.shape)
+    patch = Patch(place, window)
+    prior = _resampled(region, window, patch.domain.shape) & patch.domain
     prior[patch.seed] = True
     inside = ndimage.distance_transform_edt(np.pad(prior, 1))[1:-1, 1:-1]
     outside = ndimage.distance_transform_edt(~prior)
     size = inside.max()
-    ring = (outside > 0) & (outside <= max(3, size)) & patch.domain
-    bins = (patch.grey * (BINS / 256)).astype(int)
-    ratio = np.clip(np.log(_histogram(bins[prior]) / _histogram(bins[ring])), -4, 4) if ring.any() else np.zeros(BINS)
-    shape = np.clip((inside - outside) / max(1.5, SD * size), -3, 1.5)
-    unary = ratio[bins] + shape
-    field = unary
-    unary = np.where(patch.domain, unary, -30)
-    unary[disk(unary.shape, patch.seed, min(2, size / 3)) & patch.domain] = 30
-    for cell in patch.barred:
-        unary[cell] = -30
-    if win.top > 0: unary[0] = -30
-    if win.left > 0: unary[:, 0] = -30
-    if win.bottom < place.grey.shape[0]: unary[-1] = -30
-    if win.right < place.grey.shape[1]: unary[:, -1] = -30
-    unary[patch.seed] = 30
-    probability = 1 / (1 + np.exp(-unary))
-    g = patch.grey
-    d = np.concatenate([np.diff(g, axis=0).ravel(), np.diff(g, axis=1).ravel()])
-    sigma = max(float(np.sqrt((d**2).mean())), 1.0)
-    solved = numpymaxflow.maxflow(
-        g[None].astype(np.float32), np.stack([1 - probability, probability]).clip(1e-13).astype(np.float32), LAMBDA, sigma, 4
-    )[0] > 0
-    solved = ndimage.binary_fill_holes(solved) & patch.domain
-    solved = connected(solved, patch.seed)
-    out = np.zeros(place.grey.shape, bool)
-    out[win.slices] = _refine(place, patch, solved, ratio)
-    return out
+    ring = patch.domain & ~prior & (outside <= max(3, size))
+    bins = (ndimage.gaussian_filter(patch.grey, 0.5) * (_BINS / 256)).astype(int)
+    evidence = np.clip(np.log(_histogram(bins[prior]) / _histogram(bins[ring])), -4, 4)
+    shape = np.clip((inside - outside) / max(1.5, 0.35 * size), -3, 1.5)
+    odds = evidence[bins] + shape
+    odds[disk(odds.shape, patch.seed, min(2, size / 3))] = _CERTAIN
+    odds[~patch.domain | patch.open] = -_CERTAIN
+    odds[patch.seed] = _CERTAIN
+    solved = filled(connected(_solve(patch.grey, odds), patch.seed)) & patch.domain
+    part = _refined(solved, place.grey[window.slices], evidence, window.factor) & place.domain[window.slices]
+    for pixel in place.barred:
+        if window.holds(pixel):
+            part[pixel[0] - window.top, pixel[1] - window.left] = False
+    seed = place.seed[0] - window.top, place.seed[1] - window.left
+    part[seed] = True
+    return window, connected(part, seed)
 
 
-def _refine(place, patch, solved, ratio):
-    win = patch.window
-    f = win.factor
-    fine_shape = (win.bottom - win.top, win.right - win.left)
-    if f == 1:
+def _resampled(region: Region, window: Window, shape: tuple[int, ...]) -> np.ndarray:
+    """A region on the grid of another window, by nearest cell."""
+    source = region.patch.window
+    rows = (np.arange(shape[0]) * window.factor + window.factor // 2 + window.top - source.top) // source.factor
+    columns = (np.arange(shape[1]) * window.factor + window.factor // 2 + window.left - source.left) // source.factor
+    height, width = region.mask.shape
+    known = ((rows >= 0) & (rows < height))[:, None] & ((columns >= 0) & (columns < width))
+    return known & region.mask[rows.clip(0, height - 1)][:, columns.clip(0, width - 1)]
+
+
+def _histogram(bins: np.ndarray) -> np.ndarray:
+    counts = ndimage.gaussian_filter1d(np.bincount(bins, minlength=_BINS).astype(float), 1) + 0.5
+    return counts / counts.sum()
+
+
+def _solve(grey: np.ndarray, odds: np.ndarray) -> np.ndarray:
+    """The minimum cut for log-odds `[row, column]` of lying inside; bool."""
+    steps = np.concatenate([np.diff(grey, axis=0).ravel(), np.diff(grey, axis=1).ravel()])
+    sigma = max(float(np.sqrt((steps**2).mean())), 1.0) if steps.size else 1.0
+    inside = 1 / (1 + np.exp(-odds))
+    probability = np.stack([1 - inside, inside]).clip(1e-13).astype(np.float32)
+    return numpymaxflow.maxflow(grey[None], probability, _SMOOTHNESS, sigma, 4)[0] > 0
+
+
+def _refined(solved: np.ndarray, grey: np.ndarray, evidence: np.ndarray, factor: int) -> np.ndarray:
+    """A solution on a coarse grid at pixel resolution: its smooth boundary, moved a little where the grey speaks for it."""
+    if factor == 1:
         return solved
-    signed = np.where(solved, 1.0, -1.0)
-    signed = ndimage.gaussian_filter(signed, 0.7)
-    up = ndimage.zoom(signed, f, order=1, grid_mode=True, mode="nearest")[: fine_shape[0], : fine_shape[1]]
-    grey = place.grey[win.slices]
-    app = ratio[(ndimage.gaussian_filter(grey.astype(np.float32), 0.8) * (BINS / 256)).astype(int)]
-    return (up + 0.15 * np.clip(app, -2, 2)) > 0
+    field = ndimage.gaussian_filter(np.where(solved, np.float32(1), np.float32(-1)), 0.7)
+    field = ndimage.zoom(field, factor, order=1, grid_mode=True, mode="nearest")[: grey.shape[0], : grey.shape[1]]
+    bins = (ndimage.gaussian_filter(grey.astype(np.float32), 0.8) * (_BINS / 256)).astype(int)
+    return field + 0.15 * np.clip(evidence, -2, 2)[bins] > 0
 
 
-def _histogram(bins):
-    h = ndimage.gaussian_filter1d(np.bincount(bins, minlength=BINS).astype(float), 1) + 0.5
-    return h / h.sum()
+def _score(grey: np.ndarray, mask: np.ndarray) -> float:
+    """How much of the mask's boundary lies on an edge: the mean of g / (g + 6) along it, g in grey levels per two cells."""
+    if not mask.any():
+        return 0.0
+    rows, columns = bounding_box(mask, 2)
+    window = Window.clipped(rows.start, columns.start, rows.stop, columns.stop, grey.shape)
+    grid = shrink(grey[window.slices], window.factor)
+    inside = np.pad(shrink(mask[window.slices], window.factor) >= 0.5, 1)
+    boundary = (inside & ~ndimage.binary_erosion(inside, CROSS))[1:-1, 1:-1]
+    if not boundary.any():
+        return 0.0
+    return float(edge_strength(gradient(ndimage.gaussian_filter(median3(grid), 0.7))[boundary]).mean())

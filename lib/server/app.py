@@ -12,6 +12,7 @@ from monailabel.interfaces.app import MONAILabelApp
 from monailabel.interfaces.datastore import Datastore
 from monailabel.interfaces.tasks.infer_v2 import InferTask
 from starlette.middleware import Middleware
+from starlette.middleware.cors import CORSMiddleware
 
 from lib.engines.build import build_engine
 from lib.errors import InputError
@@ -33,13 +34,15 @@ class IBISApp(MONAILabelApp):
     """Segments by language: `ibis_agent` for text, `ibis_click_2d` and `ibis_click_3d` for the annotator's points.
 
     `conf` (`--conf KEY VALUE`): `engine` (a name of configs/engines.yaml), `workers` (inferences at a time, default 2),
-    `cache_mb` (volumes kept in memory, default 512), `auth` ("token", or "none" to let anyone who reaches the port in).
+    `cache_mb` (volumes kept in memory, default 512), `auth` ("token", or "none" to let anyone who reaches the port in),
+    `origins` (comma-separated URLs of other sites whose pages may use this server, such as an OHIF of your own).
     """
 
     def __init__(self, app_dir: str, studies: str, conf: Mapping[str, str]):
         conf = dict(conf or {})
         self._workers = _number(conf, "workers", 2)
         self._open_to_all = _open_to_all(conf)
+        self._origins = [origin.strip() for origin in conf.get("origins", "").split(",") if origin.strip()]
         self._volumes = VolumeCache(_number(conf, "cache_mb", 512) * 1024**2)
         self._runs = RunStore(_private(studies) / "runs")
         self._engine = build_engine(conf.get("engine", ""))
@@ -74,7 +77,11 @@ class IBISApp(MONAILabelApp):
         # The first route that matches answers, so ours stand in front of the stock ones.
         server.router.routes[0:0] = [route for router in routes for route in router.routes]
         server.exception_handlers.update(HANDLERS)
-        server.user_middleware.insert(0, Middleware(Door, os.environ.get("IBIS_TOKEN", ""), self._open_to_all))
+        # Stock MONAI Label lets the pages of every site in.
+        server.user_middleware[:] = [
+            Middleware(Door, os.environ.get("IBIS_TOKEN", ""), self._open_to_all),
+            Middleware(CORSMiddleware, allow_origins=self._origins, allow_methods=["*"], allow_headers=["*"]),
+        ]
         server.middleware_stack = server.build_middleware_stack()
         server.title = NAME
 

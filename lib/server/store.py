@@ -51,9 +51,12 @@ class StudiesDatastore(LocalDatastore):
         super().__init__(folder, extensions=extensions, auto_reload=auto_reload, read_only=read_only)
 
     def list_images(self) -> list[str]:
-        if time.monotonic() - self._scanned > _RESCAN_S and self._scan():
-            self._reconcile_datastore()
+        self._look()
         return super().list_images()
+
+    def json(self) -> Any:
+        self._look()
+        return super().json()
 
     def get_image_uri(self, image_id: str) -> str:
         """Path of the image file; a DICOM series is converted on first use. Empty for an unknown id."""
@@ -78,6 +81,11 @@ class StudiesDatastore(LocalDatastore):
     def series(self, image_id: str) -> StoredSeries | None:
         """The DICOM series behind an image id, or None for a plain file."""
         return self._series.get(image_id)
+
+    def _look(self) -> None:
+        """Take in series that have come since the last look, at most every few seconds."""
+        if time.monotonic() - self._scanned > _RESCAN_S and self._scan():
+            self._reconcile_datastore()
 
     def _converted(self, image_id: str) -> Path:
         return self._root / PRIVATE / "volumes" / f"{image_id}{_CONVERTED}"

@@ -153,14 +153,14 @@ def test_slicers_segment_name_is_a_prompt(server, phantom):
 
 
 def test_several_targets_have_positional_labels(server):
-    body = form(**SLICER, prompt="liver; spleen; brain tumour"[:13])
+    body = form(**SLICER, prompt="liver; spleen")
     params, image = parts(httpx.post(f"{server.url}/infer/ibis_agent?image=nifti", data=body, timeout=120))
     assert params["label_names"] == {"liver": 1, "spleen": 2}
     assert set(np.unique(nrrd_array(image)[0])) == {0, 1, 2}
 
 
 def test_absent_is_a_mask_file_of_zeros(server):
-    body = form(**SLICER, prompt="urinary bladder", slices="70-72")
+    body = form(**SLICER, prompt="left kidney", slices="100-104")
     answer = httpx.post(f"{server.url}/infer/ibis_agent?image=nifti", data=body, timeout=120)
     params, image = parts(answer)
     assert "absent" in params["answer"]

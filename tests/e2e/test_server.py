@@ -181,3 +181,8 @@ def test_the_stock_command_starts_the_app(tmp_path, studies):
     finally:
         os.killpg(process.pid, signal.SIGTERM)
         process.wait(timeout=30)
+
+
+def test_pages_of_other_sites_may_not_read_answers(server):
+    answer = httpx.get(f"{server.url}/info/", headers={"Origin": "https://elsewhere.example"})
+    assert "access-control-allow-origin" not in answer.headers

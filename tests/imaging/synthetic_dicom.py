@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from pydicom.dataset import Dataset, FileDataset, FileMetaDataset
 from pydicom.sequence import Sequence
-from pydicom.uid import UID, CTImageStorage, EnhancedMRImageStorage, ExplicitVRLittleEndian, MRImageStorage, generate_uid
+from pydicom.uid import CTImageStorage, EnhancedMRImageStorage, ExplicitVRLittleEndian, MRImageStorage, generate_uid
 
 LPS_TO_RAS = np.diag([-1.0, -1.0, 1.0, 1.0])
 AXIAL = np.array([[1.0, 0, 0], [0, 1, 0]])
@@ -140,7 +140,3 @@ def _item(**attributes: Any) -> Dataset:
     for keyword, value in attributes.items():
         setattr(item, keyword, Sequence(value) if keyword.endswith("Sequence") else value)
     return item
-
-
-def new_uid() -> UID:
-    return generate_uid()

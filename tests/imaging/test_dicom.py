@@ -235,10 +235,13 @@ def test_one_uid_for_all_images_does_not_drop_any(tmp_path: Path) -> None:
 
 def test_empty_uids_fall_back_to_file_meta(tmp_path: Path) -> None:
     recipe = Recipe()
-    volume = load_volume(write_series(recipe, tmp_path, SOPInstanceUID="", StudyInstanceUID="", SeriesInstanceUID=""))
+    for k in range(6):
+        dataset = image(recipe, k, SOPInstanceUID="", StudyInstanceUID="", SeriesInstanceUID="")
+        dataset.file_meta.MediaStorageSOPInstanceUID = f"1.2.3.{k + 1}"
+        dataset.save_as(tmp_path / f"{k}.dcm", write_like_original=True)
+    volume = load_volume(tmp_path)
     np.testing.assert_array_equal(volume.data, recipe.stored - 1024)
-    meta = pydicom.dcmread(tmp_path / "4.dcm").file_meta
-    assert volume.instances[4].sop_instance_uid == meta.MediaStorageSOPInstanceUID
+    assert volume.instances[4].sop_instance_uid == "1.2.3.5"
     assert list_series(tmp_path)[0].uid.startswith("no-uid")
 
 
@@ -441,9 +444,10 @@ def test_a_truncated_slice_is_named(tmp_path: Path) -> None:
 
 
 def test_hostile_sizes_are_refused(tmp_path: Path) -> None:
-    path = save(image(Recipe(), 0, Rows=65535, Columns=65535), tmp_path / "huge.dcm")
-    with pytest.raises(ImageError, match="65535 x 65535"):
-        load_volume(path)
+    for size in (20000, 65535):
+        path = save(image(Recipe(), 0, Rows=size, Columns=size), tmp_path / "huge.dcm")
+        with pytest.raises(ImageError, match=f"{size} x {size} voxels"):
+            load_volume(path)
     dataset = enhanced(Recipe(modality="MR"), [0, 1])
     del dataset.PerFrameFunctionalGroupsSequence
     dataset.NumberOfFrames = 2_000_000_000

@@ -36,11 +36,12 @@ def test_real_mr(data) -> None:
         RNG.integers(0, 256, SHAPE, dtype=np.uint8),
         RNG.normal(0, 60, SHAPE).astype(np.int16),
         RNG.integers(-4096, 4096, SHAPE).astype(np.int16),
+        RNG.integers(-4096, 400, SHAPE).astype(np.int16),
         RNG.integers(-1024, 1024, SHAPE).astype(np.int16),
         RNG.normal(0, 1, SHAPE).astype(np.float32),
         np.zeros(SHAPE, dtype=np.int16),
     ],
-    ids=["ringing", "uptake", "bytes", "subtraction", "phase", "small phase", "normalised", "empty"],
+    ids=["ringing", "uptake", "bytes", "subtraction", "phase", "wrapped phase", "small phase", "normalised", "empty"],
 )
 def test_not_ct(values: np.ndarray) -> None:
     assert guess_modality(values) is Modality.OTHER
