@@ -78,7 +78,9 @@ class Structure(_Model):
         """Segmented property type modifier (CID 244 Laterality); None for a structure without a side."""
         if self.parts:
             return Code(value="51440002", meaning="Right and left")
-        return {"left": Code(value="7771000", meaning="Left"), "right": Code(value="24028007", meaning="Right")}.get(self.side or "")
+        return {"left": Code(value="7771000", meaning="Left"), "right": Code(value="24028007", meaning="Right")}.get(
+            self.side or ""
+        )
 
     @property
     def category_code(self) -> Code:

@@ -62,7 +62,7 @@ class ClickInfer(IBISInfer):
         for index, outcome in (outcomes | carried).items():
             grid.paste(rle.decode(outcome.mask), index, mask)
         params = _params(outcomes, carried, volume, window, mask)
-        return Answer(mask, volume, {options.label or TARGET: 1}, params)
+        return Answer(mask, volume, {options.label or TARGET: 1}, params, automatic=False)
 
     def _draw(self, view: View, positive: Clicks, negative: Clicks) -> Outcome:
         clicks = positive[view.index] + negative.get(view.index, [])

@@ -39,6 +39,8 @@ class Answer:
     """Name of each voxel value."""
     params: dict[str, Any]
     """JSON for the client."""
+    automatic: bool = True
+    """False when a person's clicks made it."""
 
 
 class IBISInfer(InferTask):
@@ -99,7 +101,7 @@ def _write(answer: Answer, extension: str, compress: bool) -> str:
     os.close(handle)
     try:
         if extension == SEG:
-            write_label_seg(Path(name), answer.mask, answer.volume, answer.labels)
+            write_label_seg(Path(name), answer.mask, answer.volume, answer.labels, answer.automatic)
         else:
             write_mask(Path(name), answer.mask, answer.volume, compress=compress)
     except BaseException:

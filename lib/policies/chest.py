@@ -4,7 +4,7 @@ import numpy as np
 from scipy import ndimage
 
 from lib.policies.landmarks import Landmarks
-from lib.policies.tissue import components, erode, planewise
+from lib.policies.tissue import components, distance, erode, planewise
 
 _SQUARE = ndimage.generate_binary_structure(2, 2)
 
@@ -22,7 +22,7 @@ def lungs(marks: Landmarks) -> np.ndarray:
 
 
 def one_lung(marks: Landmarks, both: np.ndarray, right: bool) -> np.ndarray:
-    """bool `[r, a, s]`: the parts of `both` lungs on one side. Where the lungs touch in front of the heart, their cores decide."""
+    """bool `[r, a, s]`: the parts of `both` lungs on one side; where the lungs touch before the heart, their cores decide."""
     found = np.zeros_like(both)
     own = (marks.aside > 0) == right
     for part, box, size in components(both):
@@ -45,6 +45,5 @@ def _split(part: np.ndarray, own: np.ndarray, spacing: tuple[float, ...]) -> np.
             here = (core & own[box[0], :, box[2]]).sum() > size / 2
             (mine if here else others)[box] |= core
         if mine.any() and others.any() and min(mine.sum(), others.sum()) > 0.1 * cores.sum():
-            near = ndimage.distance_transform_edt(~mine, sampling=spacing)
-            return part & (near <= ndimage.distance_transform_edt(~others, sampling=spacing))
+            return part & (distance(~mine, spacing) <= distance(~others, spacing))
     return part & own

@@ -1,7 +1,7 @@
 """Where the rules see a structure in a volume: one mask per volume and structure, computed once.
 
-Shared between threads. One lock guards the tables and is held for look-ups only; a mask that several threads want is computed by
-one of them while the others wait for it; one volume is worked on by one thread at a time.
+Shared between threads. One lock guards the tables and is held for look-ups only; a mask that several threads want is computed
+by one of them while the others wait for it; one volume is worked on by one thread at a time.
 """
 
 import threading
@@ -37,7 +37,7 @@ class Evidence:
         return np.unpackbits(self._bits, axis=0, count=self.shape[0]).view(bool)
 
     def view(self, grid: ViewGrid, index: int) -> np.ndarray:
-        """bool `[height, width]`: slice `index` of the volume's `grid` at view resolution, as `ViewGrid.cut` and `enlarge` give it."""
+        """bool `[height, width]`: slice `index` of the volume's `grid` at view resolution, as its `cut` and `enlarge` do."""
         if grid.plane is Plane.SAGITTAL:
             byte, bit = divmod(index, 8)
             plane = (self._bits[byte] >> (7 - bit)) & 1
@@ -57,8 +57,8 @@ class EvidenceStore:
         self._scans: OrderedDict[str, tuple[threading.Lock, list[Scan]]] = OrderedDict()
 
     def get(self, volume: Volume, structure: Structure) -> Evidence:
-        """Where the structure is. Depends on the voxels in canonical order and on the spacing only: other orientations of the same
-        scan give the same voxels."""
+        """Where the structure is. Depends on the voxels in canonical order and on the spacing only: other orientations of the
+        same scan give the same voxels."""
         key = (volume.content_hash, structure.name)
         with self._lock:
             future = self._masks.get(key)

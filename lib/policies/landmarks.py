@@ -16,10 +16,9 @@ from lib.policies.tissue import (
     components,
     depth_in_planes,
     dilate,
-    erode,
     fill_planes,
-    planewise,
     largest,
+    planewise,
 )
 
 SKIN = -300
@@ -42,8 +41,9 @@ class Landmarks:
     def body(self) -> np.ndarray:
         """bool: everything inside the skin of every part in view, lungs and bowel gas included, table and cushions not."""
         solid = self.tissue.hu > SKIN
-        thick = depth_in_planes(fill_planes(solid), self.spacing) > 30
-        core = planewise(ndimage.binary_opening, solid, _DISC) | dilate(thick, 30, self.spacing)
+        filled = fill_planes(solid)
+        thick = depth_in_planes(filled, self.spacing) > 30
+        core = planewise(ndimage.binary_opening, solid, _DISC) | (dilate(thick, 30, self.spacing) & filled)
         kept = np.zeros_like(core)
         biggest = 0
         for part, box, size in components(core):
@@ -51,8 +51,7 @@ class Landmarks:
             if size < 0.015 * biggest:
                 break
             kept[box] |= part
-        kept = planewise(ndimage.binary_dilation, kept, _CROSS, 2) & (solid | kept)
-        return fill_planes(kept)
+        return fill_planes(planewise(ndimage.binary_dilation, kept, _CROSS, 2) & filled)
 
     @cached_property
     def scale(self) -> float:
@@ -84,7 +83,7 @@ class Landmarks:
 
     @cached_property
     def spine(self) -> np.ndarray:
-        """float32 `[s, 2]`: voxel coordinates (r, a) of the spinal canal's centre in each slice; NaN where there is no vertebra.
+        """float32 `[s, 2]`: voxel coordinates (r, a) of the spinal canal's centre in each slice; NaN without a vertebra.
 
         The path along s, by dynamic programming, on which a soft canal has a vertebral body before it and an arch behind it.
         """
@@ -159,8 +158,8 @@ class Landmarks:
 
     @cached_property
     def airy(self) -> np.ndarray:
-        """bool: both lungs with the airways joined to them. Bowel gas is as thin as the air outside, lung is not; a lung is either
-        whole in the image and large, or cut by its upper end, because nothing in the chest lies above the lungs."""
+        """bool: both lungs with the airways joined to them. Bowel gas is as thin as the air outside, lung is not; a lung is
+        either whole in the image and large, or cut by its upper end, because nothing in the chest lies above the lungs."""
         found = np.zeros_like(self.gas)
         slices = np.flatnonzero(self.body.any(axis=(0, 1)) & ~self.skull)
         for part, box, _ in components(self.gas & ~self.skull):
@@ -200,7 +199,8 @@ class Landmarks:
     def subcutaneous_fat(self) -> np.ndarray:
         """bool: fat between the skin and the muscles of trunk and limbs."""
         fat = (self.tissue.hu > -190) & (self.tissue.hu < -30)
-        return fat & self.body & (self.wall_depth < 3) & ~self.skull
+        below_skin = depth_in_planes(self.body, self.spacing) > 2
+        return fat & below_skin & (self.wall_depth < 3) & ~self.skull
 
     @cached_property
     def cavity(self) -> np.ndarray:

@@ -7,8 +7,7 @@ import numpy as np
 from scipy import ndimage
 
 from lib.policies.landmarks import Landmarks
-from lib.policies.tissue import components, dilate, erode, grown_box, largest, opened, reached, without_pinholes
-
+from lib.policies.tissue import components, dilate, distance, erode, grown_box, largest, opened, reached, without_pinholes
 
 _PINHOLE = 3
 
@@ -22,7 +21,7 @@ class Tone:
     """Standard deviation in HU, noise included."""
 
     def like(self, values: np.ndarray) -> np.ndarray:
-        """Where smoothed values are within three standard deviations, and at least 24 HU: streaks and vessels belong to the organ."""
+        """Where smoothed values are within three standard deviations, or 24 HU: streaks and vessels belong to the organ."""
         return np.abs(values - self.hu) < max(3 * self.spread, 24)
 
 
@@ -86,7 +85,7 @@ class Organs:
         marks, values = self.marks, self.marks.tissue.smooth
         right = self.soft & (marks.aside > 15)
         deep = largest(erode(right, 15, self.spacing, border=False))
-        shade = tone(values[deep], 20, 200)
+        shade = tone(values[deep], 0, 200)
         if shade is None or marks.ml(deep) < 20:
             return self._nothing
         left_lobe = marks.ahead > 45 + 0.5 * (-20 - marks.aside)
@@ -118,7 +117,7 @@ class Organs:
         """The largest chunk whose centre lies where a spleen's does, further from the midline than a kidney's."""
         for part, box, _ in components(chunks):
             r, _, s = ndimage.center_of_mass(part)
-            if abs(self.marks.aside[round(r) + box[0].start, 0, round(s) + box[2].start]) > 80:
+            if abs(self.marks.aside[round(r) + box[0].start, 0, round(s) + box[2].start]) > 88:
                 chosen = self._nothing.copy()
                 chosen[box] = part
                 return chosen
@@ -137,7 +136,7 @@ class Organs:
         marks, values, aside = self.marks, self.marks.tissue.smooth, np.abs(self.marks.aside)
         muscle = self.muscle_tone.hu
         bright = self.soft & ~self.liver & (values > muscle + 50) & (aside > 28) & (aside < 110) & (marks.ahead < 60)
-        seeds = erode(bright, 5, self.spacing, border=False)
+        seeds = largest(erode(bright & ~dilate(self.bone, 6, self.spacing), 5, self.spacing, border=False))
         return tone(values[seeds], muscle + 50, 300) if marks.ml(seeds) > 8 else None
 
     def _between(self, share: float) -> float:
@@ -181,8 +180,8 @@ class Organs:
     def _nearest(self, core: np.ndarray, others: np.ndarray, place: np.ndarray, reach: float) -> np.ndarray:
         """The part of `place` within `reach` mm that lies nearer to this core than to the others."""
         box = grown_box(core, reach, self.spacing)
-        near = ndimage.distance_transform_edt(~core[box], sampling=self.spacing)
-        taken = ndimage.distance_transform_edt(~others[box], sampling=self.spacing) if others[box].any() else np.inf
+        near = distance(~core[box], self.spacing)
+        taken = distance(~others[box], self.spacing) if others[box].any() else np.inf
         whole = self._nothing.copy()
         whole[box] = reached(place[box] & (near < reach) & (near < taken), core[box])
         return whole

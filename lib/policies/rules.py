@@ -46,8 +46,9 @@ class RulesPolicy(Policy):
         if volume.modality is Modality.CT or volume.planar or structure.name in _MODALITY_FREE:
             return
         raise UnknownTarget(
-            f"the embedded rules read Hounsfield units and this image is {volume.modality}: they cannot find {structure.label!r} in "
-            f"it. Without weights I know here: {', '.join(sorted(_MODALITY_FREE))}. Use an engine with weights for the rest"
+            f"the embedded rules read Hounsfield units and this image is {volume.modality}: they cannot find "
+            f"{structure.label!r} in it. Without weights I know here: {', '.join(sorted(_MODALITY_FREE))}. "
+            "Use an engine with weights for the rest"
         )
 
     def window_preset(self, prompt: str) -> str | None:
@@ -102,7 +103,8 @@ class _Scene:
         return f"{self._sighting()} {self._errors(error.click)}", error.click
 
     def _settled(self, error: Error, clicks: int) -> bool:
-        assert self._mask is not None and self.agreement is not None
+        assert self._mask is not None
+        assert self.agreement is not None
         wrong = np.count_nonzero(self._mask != self._target) * self._pixel_cm2 * 100
         rim_only = error.radius * self._observation.view.grid.pixel_mm < RIM_MM and self.agreement > RIM_AGREEMENT
         return self.agreement >= ENOUGH or rim_only or wrong < SPECK_MM2 or clicks >= MAX_CLICKS

@@ -7,7 +7,7 @@ from functools import cached_property
 import numpy as np
 from scipy import ndimage
 
-from lib.agent.anatomy import Rule, Structure, anatomy
+from lib.agent.anatomy import Rule, Structure
 from lib.imaging.volume import Volume
 from lib.policies.chest import lungs, one_lung
 from lib.policies.landmarks import GAS, SKIN, Landmarks
@@ -53,7 +53,8 @@ class Scan:
         rule = structure.rule
         if rule is None or not self._plausible(found.mask, rule):
             return np.zeros(self.slices.shape, bool)
-        return self._refined(found)
+        fine = self._refined(found)
+        return fine[::-1] if self.slices.mirrored else fine
 
     def _plausible(self, mask: np.ndarray, rule: Rule) -> bool:
         """Whether the volume fits; a structure cut by an end of the image may be a tenth of one that is whole."""
@@ -71,7 +72,9 @@ class Scan:
             fine[...] = found.mask
             return fine
         box = ndimage.find_objects(ndimage.binary_dilation(found.mask, iterations=2).astype(np.uint8))[0]
-        window = tuple(slice(b.start * f, min(b.stop * f, n)) for b, f, n in zip(box[:2], factors[:2], fine.shape[:2], strict=True))
+        window = tuple(
+            slice(b.start * f, min(b.stop * f, n)) for b, f, n in zip(box[:2], factors[:2], fine.shape[:2], strict=True)
+        )
         sigma = [found.smooth_mm / mm for mm in self.slices.spacing[:2]]
         for s in range(max(0, (box[2].start - 1) * factors[2]), min(fine.shape[2], (box[2].stop + 1) * factors[2])):
             share = self._share(found.mask, box, s)[: window[0].stop - window[0].start, : window[1].stop - window[1].start]
@@ -89,7 +92,7 @@ class Scan:
         below = int(position)
         above = min(below + 1, mask.shape[2] - 1)
         part = position - below
-        plane = (1 - part) * mask[(*box[:2], below)] + part * mask[(*box[:2], above)]
+        plane = (1 - part) * mask[box[0], box[1], below] + part * mask[box[0], box[1], above]
         plane = ndimage.gaussian_filter(plane.astype(np.float32), 0.5)
         return ndimage.zoom(plane, factors[:2], order=1, mode="nearest", grid_mode=True)
 

@@ -4,12 +4,14 @@ import numpy as np
 from scipy import ndimage
 
 from lib.policies.landmarks import Landmarks
-from lib.policies.tissue import components, dilate, depth_in_planes, fill_planes, planewise
+from lib.policies.tissue import components, depth_in_planes, dilate, planewise
 
 MARROW = 120
 """HU down to which bone is followed from its dense parts: spongy bone, and cortex thinned by partial volume."""
 CARTILAGE = 180
 """HU that costal cartilage, in the front of the chest, seldom reaches."""
+MARROW_MM2 = 1600
+"""An adult's femoral head or vertebral body."""
 _SQUARE = ndimage.generate_binary_structure(2, 2)
 
 
@@ -31,8 +33,19 @@ def bones(marks: Landmarks) -> np.ndarray:
         on_skin = volume < 3 and np.median(below_skin[box][part]) < 8
         if inner < 0.5 and np.percentile(hu[box][part], 90) > 220 and not on_skin:
             kept[box] |= part
-    whole = fill_planes(planewise(ndimage.binary_closing, kept, _SQUARE, 2))
+    whole = _with_marrow(planewise(ndimage.binary_closing, kept, _SQUARE, 2), marks.adult[0] * marks.adult[1])
     return whole & (kept | ~marks.canal) & (hu > -80)
+
+
+def _with_marrow(bone: np.ndarray, pixel_mm2: float) -> np.ndarray:
+    """Holes filled slice by slice that are no larger than the widest bone's marrow; the brain is larger."""
+    whole = bone.copy()
+    for s in np.flatnonzero(bone.any(axis=(0, 1))):
+        labels, _ = ndimage.label(ndimage.binary_fill_holes(bone[:, :, s]) & ~bone[:, :, s])
+        small = np.bincount(labels.ravel()) * pixel_mm2 <= MARROW_MM2
+        small[0] = False
+        whole[:, :, s] |= small[labels]
+    return whole
 
 
 def vertebrae(marks: Landmarks, bone: np.ndarray) -> np.ndarray:

@@ -78,6 +78,8 @@ class Place:
     reach: float
     """Distance in pixels from the seed to `edge`: a click in the middle of an error has the error's radius here; infinite
     when there is no mask yet."""
+    scale: float
+    """The least radius in pixels to expect: the reach, but not more than half of the mask's radius."""
 
 
 class Traits(NamedTuple):
@@ -102,14 +104,14 @@ class Traits(NamedTuple):
     beyond: float
     """Part of the region that lies deeper than twice the reach."""
     shallow: float
-    """Log of the greatest depth over the reach, where below 0."""
+    """Log of the greatest depth over the scale, where below 0."""
     deep: float
-    """Minus that log, where above 0."""
+    """Log of the reach over the greatest depth, where below 0."""
 
 
-FIRST = Traits(6, 3, 0, 1.5, 5, -1, 5, 0, 0, 0, 0)
-ADD = Traits(2, 4, 0, -1.0, 1.5, 0, 0, 5, -3.5, 1.6, 0.9)
-REMOVE = Traits(0, 2, 0, 0.5, 2.4, 0, 0, 4, -5.5, 4, 2.5)
+FIRST = Traits(4.4, 2.7, -0.2, 0.6, 8, -1, 4, 0, 0, 0, 0)
+ADD = Traits(1.5, 0.5, -0.15, -0.15, 1.1, 0, 0, 1.5, -0.5, 0.6, 2.9)
+REMOVE = Traits(0, 1, -0.1, -0.25, 0.3, 0, 0, 1, -1.6, 1.2, 2.4)
 
 
 class Patch:
@@ -126,6 +128,7 @@ class Patch:
             self.domain[cell] = False
         self.domain[self.seed] = True
         self.reach = place.reach / window.factor
+        self.scale = place.scale / window.factor
         height, width = place.grey.shape
         self.open = np.zeros(self.grey.shape, bool)
         """Cells where the picture goes on beyond the window."""
@@ -156,8 +159,8 @@ class Patch:
         beyond = shallow = deep = 0.0
         if self._depth is not None and np.isfinite(self.reach):
             beyond = float((self._depth[box][mask[box]] > 2 * self.reach + 1).mean())
-            relative = float(np.log(greatest / self.reach))
-            shallow, deep = min(relative, 0.0), min(-relative, 0.0)
+            shallow = min(float(np.log(greatest / self.scale)), 0.0)
+            deep = min(float(np.log(self.reach / greatest)), 0.0)
         return Traits(
             edge=float(np.log(max((edge_strength(steps).sum() + 0.5 * shared) / perimeter, 1e-3))),
             contrast=float(np.log(max(((steps / (steps + 20)).sum() + 0.5 * shared) / perimeter, 1e-3))),

@@ -41,6 +41,9 @@ from lib.segmenters.flood import (
 
 _SMOOTHNESS = 2.0
 """Weight of the neighbour term."""
+BALL = 0.0
+SHAPE=0.35
+EV=1.0
 _BINS = 32
 """Grey histogram bins."""
 _CERTAIN = 30.0
@@ -105,7 +108,8 @@ def _apply(grey: np.ndarray, marks: np.ndarray, seed: Pixel, signs: dict[Pixel, 
     reach = _distance(edge, seed)
     if not positive:
         reach = min(reach, seed[0] + 1, seed[1] + 1, marks.shape[0] - seed[0], marks.shape[1] - seed[1])
-    place = Place(grey, domain, edge if mask.any() else None, seed, barred, reach)
+    scale = min(reach, 0.5 * float(np.sqrt(np.count_nonzero(mask) / np.pi)))
+    place = Place(grey, domain, edge if mask.any() else None, seed, barred, reach, scale)
     weights = REMOVE if not positive else ADD if mask.any() else FIRST
     window, part = _cut(place, find_region(place, weights))
     near = ndimage.binary_dilation(part, SQUARE, iterations=2)
@@ -159,9 +163,9 @@ def _cut(place: Place, region: Region) -> tuple[Window, np.ndarray]:
     ring = patch.domain & ~prior & (outside <= max(3, size))
     bins = (ndimage.gaussian_filter(patch.grey, 0.5) * (_BINS / 256)).astype(int)
     evidence = np.clip(np.log(_histogram(bins[prior]) / _histogram(bins[ring])), -4, 4)
-    shape = np.clip((inside - outside) / max(1.5, 0.35 * size), -3, 1.5)
-    odds = evidence[bins] + shape
-    odds[disk(odds.shape, patch.seed, min(2, size / 3))] = _CERTAIN
+    shape = np.clip((inside - outside) / max(1.5, SHAPE * size), -3, 1.5)
+    odds = EV * evidence[bins] + shape
+    odds[disk(odds.shape, patch.seed, max(min(2, size / 3), BALL * min(patch.scale, 1e3)))] = _CERTAIN
     odds[~patch.domain | patch.open] = -_CERTAIN
     odds[patch.seed] = _CERTAIN
     solved = filled(connected(_solve(patch.grey, odds), patch.seed)) & patch.domain

@@ -63,7 +63,9 @@ def test_both_stop_words_with_and_without_answer(word, answer):
     assert reply.action == Terminate("a liver" if answer else "")
 
 
-@pytest.mark.parametrize("coordinates", ["(0.5,0.25)", "( 0.5 , 0.25 )", "(0, 1)", "(1.000, 0.0)", "(0.12345678901234567, 0.5)"])
+@pytest.mark.parametrize(
+    "coordinates", ["(0.5,0.25)", "( 0.5 , 0.25 )", "(0, 1)", "(1.000, 0.0)", "(0.12345678901234567, 0.5)"]
+)
 def test_layouts_of_a_point(coordinates):
     assert isinstance(parse(f"<think>a</think>\n\n<action>Negative Point {coordinates}</action>"), Reply)
 

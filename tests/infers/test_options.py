@@ -10,7 +10,13 @@ from lib.infers.options import AgentOptions, ClickOptions
 
 def test_defaults_apply_when_a_client_sends_nothing():
     options = AgentOptions.read({})
-    assert (options.prompt, options.slices, options.plane, options.window, options.max_turns) == ("", "all", Plane.AXIAL, "auto", 20)
+    assert (options.prompt, options.slices, options.plane, options.window, options.max_turns) == (
+        "",
+        "all",
+        Plane.AXIAL,
+        "auto",
+        20,
+    )
 
 
 def test_a_list_sent_back_means_its_first_entry():

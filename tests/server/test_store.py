@@ -1,0 +1,99 @@
+"""Image files and DICOM series side by side, and finished runs on disk."""
+
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from lib.imaging.cache import ImageRef, VolumeCache
+from lib.imaging.load import load_volume
+from lib.imaging.masks import write_mask, write_volume
+from lib.imaging.phantom import make_phantom, write_series
+from lib.server.store import StudiesDatastore
+
+EXTENSIONS = ["*.nii.gz", "*.nii", "*.nrrd"]
+
+
+@pytest.fixture(scope="module")
+def phantom():
+    return make_phantom(1, spacing=(8.0, 8.0, 20.0))
+
+
+@pytest.fixture
+def store(tmp_path, phantom) -> StudiesDatastore:
+    write_series(phantom, tmp_path / "patient 1" / "ct.thorax")
+    write_volume(tmp_path / "plain.nii.gz", phantom.volume)
+    (tmp_path / "notes.txt").write_text("not an image")
+    (tmp_path / "junk").mkdir()
+    (tmp_path / "junk" / "file").write_bytes(b"\0" * 400)
+    return StudiesDatastore(str(tmp_path), EXTENSIONS, auto_reload=False, read_only=False)
+
+
+def test_files_and_series_are_images(store):
+    assert sorted(store.list_images()) == ["patient_1_ct_thorax", "plain"]
+    assert store.series("plain") is None
+    assert store.get_image_uri("nobody") == ""
+
+
+def test_a_series_is_converted_on_first_use_with_its_geometry(store, phantom):
+    path = Path(store.get_image_uri("patient_1_ct_thorax"))
+    volume = load_volume(path)
+    assert np.array_equal(volume.data, phantom.volume.data)
+    assert np.allclose(volume.affine, phantom.volume.affine, atol=1e-3)
+    written = path.stat().st_mtime_ns
+    assert Path(store.get_image_uri("patient_1_ct_thorax")).stat().st_mtime_ns == written
+    assert store.get_image_info("patient_1_ct_thorax")["path"] == str(path)
+
+
+def test_labels_of_a_series_survive_a_restart(store, phantom, tmp_path):
+    label = tmp_path / "label.nrrd"
+    write_mask(label, (phantom.volume.data > 200).astype(np.uint8), phantom.volume)
+    store.save_label("patient_1_ct_thorax", str(label), "final", {"params": {"who": "me"}})
+    label.unlink()
+    again = StudiesDatastore(str(tmp_path), EXTENSIONS, auto_reload=False, read_only=False)
+    assert again.get_labeled_images() == ["patient_1_ct_thorax"]
+    assert again.get_label_info("patient_1_ct_thorax", "final")["params"] == {"who": "me"}
+    assert again.get_unlabeled_images() == ["plain"]
+
+
+def test_a_series_that_goes_away_is_no_image_any_more(store, tmp_path):
+    for path in (tmp_path / "patient 1" / "ct.thorax").iterdir():
+        path.unlink()
+    store._scanned = 0.0
+    assert store.list_images() == ["plain"]
+
+
+def test_series_of_one_name_are_told_apart(tmp_path, phantom):
+    write_series(phantom, tmp_path / "a" / "b")
+    write_series(make_phantom(2, spacing=(8.0, 8.0, 20.0)), tmp_path / "a_b")
+    store = StudiesDatastore(str(tmp_path), EXTENSIONS, auto_reload=False, read_only=False)
+    names = store.list_images()
+    assert len(set(names)) == 2
+    assert all(store.series(name) for name in names)
+
+
+def test_the_volume_cache_reads_a_changed_file_again_and_keeps_to_its_bytes(tmp_path, phantom):
+    path = tmp_path / "a.nii.gz"
+    write_volume(path, phantom.volume)
+    cache = VolumeCache(10**9)
+    first = cache.get(ImageRef(path))
+    assert cache.get(ImageRef(path)) is first
+    os.utime(path, (1, 1))
+    assert cache.get(ImageRef(path)) is not first
+    small = VolumeCache(1)
+    other = tmp_path / "b.nii.gz"
+    write_volume(other, phantom.volume)
+    kept = small.get(ImageRef(other))
+    small.get(ImageRef(path))
+    assert small.get(ImageRef(other)) is not kept
+
+
+def test_a_failed_read_is_not_kept(tmp_path, phantom):
+    path = tmp_path / "a.nii.gz"
+    path.write_bytes(b"")
+    cache = VolumeCache(10**9)
+    with pytest.raises(ValueError, match="empty"):
+        cache.get(ImageRef(path))
+    write_volume(path, phantom.volume)
+    assert cache.get(ImageRef(path)).data.shape == phantom.volume.data.shape
