@@ -31,7 +31,11 @@ def demo(
 
     prompts = split_prompts(prompt)
     studies = output / "studies"
-    shutil.rmtree(output, ignore_errors=True)
+    if image is not None and not image.exists():
+        raise InputError(f"{image} does not exist", "image")
+    if image is not None and image.resolve().is_relative_to(studies.resolve()):
+        raise InputError(f"{image} lies in {studies}, which the demo empties: choose another --output", "image")
+    shutil.rmtree(studies, ignore_errors=True)
     studies.mkdir(parents=True)
     truth: Mapping[str, np.ndarray] = {}
     if image is None:
@@ -74,12 +78,10 @@ def _copy(image: Path, studies: Path) -> None:
     """The user's image as a study of its own; DICOM keeps a folder of its own."""
     if image.is_dir():
         shutil.copytree(image, studies / (image.name or "image"))
-    elif image.is_file():
+    else:
         target = studies if image.suffix.lower() not in (".dcm", "") else studies / image.stem
         target.mkdir(exist_ok=True)
         shutil.copy(image, target)
-    else:
-        raise InputError(f"{image} does not exist", "image")
 
 
 def _dice(mask: Path, truth: Mapping[str, np.ndarray], prompt: str) -> str:

@@ -29,6 +29,7 @@ def segment(
     modality: Annotated[Modality | None, typer.Option(help="where the file does not say it right")] = None,
 ) -> None:
     """Segment one image by text, slice by slice."""
+    import math
     import time
 
     from lib.agent.loop import Limits
@@ -36,10 +37,13 @@ def segment(
     from lib.agent.run import run, select_slices
     from lib.agent.targets import split_prompts
     from lib.engines.build import build_engine
+    from lib.errors import InputError
     from lib.imaging.load import load_volume
     from lib.imaging.planes import ViewGrid
 
     prompts = split_prompts(prompt)
+    if not math.isfinite(budget_s):
+        raise InputError(f"{budget_s} is not a number of seconds", "budget_s")
     built = build_engine(engine)
     with console.status("Reading the image"):
         volume = load_volume(image, series=series or None, modality=modality)

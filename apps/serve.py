@@ -21,7 +21,7 @@ def serve(
     engine: Annotated[str, typer.Option(help="an engine of configs/engines.yaml; default: its default")] = "",
     conf: Annotated[
         list[str] | None,
-        typer.Option("--conf", "-c", metavar="KEY VALUE", help="workers, cache_mb, auth, origins; may be repeated"),
+        typer.Option("--conf", "-c", metavar="KEY VALUE", help="workers, cache_mb, auth, origins, hosts; may be repeated"),
     ] = None,
 ) -> None:
     """Start the MONAI Label server for 3D Slicer and OHIF."""
@@ -34,7 +34,7 @@ def serve(
         settings["engine"] = engine
     built = build_engine(settings.get("engine", ""))
     remote = studies.startswith(("http://", "https://"))
-    if not remote and not Path(studies).is_dir():
+    if not remote and not (studies.strip() and Path(studies).is_dir()):
         raise InputError(f"{studies} is not a folder; give a folder with images, or a DICOMweb URL", "studies")
     if host not in _LOOPBACK and not os.environ.get("IBIS_TOKEN") and settings.get("auth") != "none":
         raise InputError(
@@ -62,8 +62,10 @@ def _settings(conf: list[str]) -> dict[str, str]:
     settings = {}
     for entry in conf:
         key, equals, value = entry.partition("=")
-        if not equals or key not in ("engine", "workers", "cache_mb", "auth", "origins"):
-            raise InputError(f"{entry!r}: use engine NAME, workers N, cache_mb N, auth none or origins URL,URL", "conf")
+        if not equals or key not in ("engine", "workers", "cache_mb", "auth", "origins", "hosts"):
+            raise InputError(
+                f"{entry!r}: use engine NAME, workers N, cache_mb N, auth none, origins URL,URL or hosts NAME,NAME", "conf"
+            )
         settings[key] = value
     return settings
 

@@ -33,10 +33,10 @@ class Rule(_Model):
     """HU that its tissue has, in any contrast phase."""
     volume_ml: tuple[float, float]
     """Least and greatest volume when the whole of it is in the image."""
-    aside_mm: tuple[float, float] | None = None
-    """How far its centre lies to its own side of the midline; None where that is no help."""
-    ahead_mm: tuple[float, float] | None = None
-    """How far its centre lies in front of the spinal canal."""
+    aside: tuple[float, float] = (-300, 300)
+    """How far its centre lies to its own side of the midline, in mm."""
+    ahead: tuple[float, float] = (-300, 300)
+    """How far its centre lies in front of the spinal canal, in mm."""
     source: str
     """Where the numbers come from."""
 

@@ -31,6 +31,10 @@ class Limits:
     """On the clock of `time.monotonic`."""
     cancelled: threading.Event = field(default_factory=threading.Event)
 
+    def __deepcopy__(self, memo: object) -> "Limits":
+        """The event is meant to be shared: MONAI Label copies requests on their way to a task."""
+        return self
+
     def reached(self) -> StopReason | None:
         if self.cancelled.is_set():
             return StopReason.CANCELLED
@@ -60,9 +64,13 @@ def play(episodes: Iterable[Episode], engine: Engine, limits: Limits, observers:
         active += islice(waiting, engine.batch - len(active))
 
 
-def place(episode: Episode, clicks: Iterable[Click], engine: Engine) -> None:
-    """Place a person's clicks on one episode, in order. The episode stays open."""
+def place(episode: Episode, clicks: Iterable[Click], engine: Engine, limits: Limits) -> None:
+    """Place a person's clicks on one episode, in order. The episode stays open unless a limit or a failure ends it."""
     for click in clicks:
+        reason = limits.reached()
+        if reason is not None:
+            episode.end(reason)
+            return
         episode.annotate(click)
         _segment([(episode, click)], engine, ())
         if episode.stop is not None:

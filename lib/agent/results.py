@@ -29,9 +29,12 @@ def write_results(folder: Path, results: Sequence[RunResult]) -> Written:
 
     `mask.nii.gz` (a picture: `mask.png`) holds voxel values 1..N in the order of the results; for a grid that is not
     rectangular `mask.nrrd` too, since some readers of NIfTI refuse shear; for DICOM `mask.seg.dcm`; then `trace.json` and
-    `trace.html`, with the target's name in theirs when there are several. Each file appears whole or not at all.
+    `trace.html`, with the target's name in theirs when there are several. Such files of an earlier run are removed first: none
+    is left beside a mask that it does not belong to. Each file appears whole or not at all.
     """
     folder.mkdir(parents=True, exist_ok=True)
+    for outdated in [*folder.glob("mask.*"), *folder.glob("trace*.json"), *folder.glob("trace*.html")]:
+        outdated.unlink()
     volume = results[0].volume
     labels, overlap = merge(results, range(1, len(results) + 1))
     notes = [f"{overlap} voxels were claimed by two targets; each went to the one named first"] if overlap else []

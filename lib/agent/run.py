@@ -82,11 +82,13 @@ class RunResult:
         return f"{prompt}: {self.volume_ml:.1f} ml on {len(shown)} of {len(self.outcomes)} slices"
 
 
-_RANGE = re.compile(r"(\d+)(?:\s*-\s*(\d+))?")
+_RANGE = re.compile(r"(\d{1,6})(?:\s*-\s*(\d{1,6}))?", re.ASCII)
 
 
 def select_slices(text: str, grid: ViewGrid) -> tuple[int, ...]:
     """The acquired slices that `text` names ("all", "12, 20-35"), ascending. Raises InputError with the field "slices"."""
+    if len(text) > 2000:
+        raise InputError("the slices are longer than 2000 characters", "slices")
     if text.strip().lower() in ("", "all"):
         return grid.acquired
     chosen: set[int] = set()
@@ -115,6 +117,8 @@ def run(
         raise InputError("the prompt is empty: say what to segment, such as liver or left kidney", "prompt")
     if len(prompt) > 2000:
         raise InputError("the prompt is longer than 2000 characters", "prompt")
+    if any(ord(letter) < 32 and letter not in "\t\n\r" for letter in prompt):
+        raise InputError("the prompt holds control characters", "prompt")
     if request.max_turns < 1:
         raise InputError(f"max_turns is {request.max_turns}: at least one turn is needed", "max_turns")
     overlay = overlay_named(request.overlay)

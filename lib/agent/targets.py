@@ -15,7 +15,11 @@ def split_prompts(text: str) -> tuple[str, ...]:
 
     Raises InputError with the field "prompt" for none, or for more than MAX_TARGETS.
     """
-    prompts = tuple(dict.fromkeys(part.strip() for part in text.split(";") if part.strip()))
+    first: dict[str, str] = {}
+    for part in text.split(";"):
+        if part.strip():
+            first.setdefault(part.strip().casefold(), part.strip())
+    prompts = tuple(first.values())
     if not prompts:
         raise InputError("say what to segment, such as liver or left kidney", "prompt")
     if len(prompts) > MAX_TARGETS:

@@ -67,11 +67,16 @@ def find_cases(folder: Path, names: Sequence[str]) -> Iterator[Case]:
         raise InputError(f"{path} does not exist; name a folder with a manifest.json", "data") from error
     except (json.JSONDecodeError, KeyError, TypeError) as error:
         raise InputError(f"{path} is not a manifest with a list `items`", "data") from error
+    if not isinstance(items, list):
+        raise InputError(f"{path} is not a manifest with a list `items`", "data")
     for item in items:
+        if not isinstance(item, dict) or not isinstance(item.get("path"), str):
+            raise InputError(f"{path}: an item has no `path`", "data")
         labels = _labels(item)
         if not labels or (names and not any(name in item["path"] for name in names)):
             continue
-        given = item["reference"] if isinstance(item["reference"], list) else [item["reference"]]
+        named = item.get("reference") or []
+        given = named if isinstance(named, list) else [named]
         references = tuple(
             folder / entry.split()[0] for entry in given if entry.split()[0].endswith((".nii.gz", ".nii", ".nrrd"))
         )

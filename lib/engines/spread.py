@@ -43,7 +43,7 @@ def spread(
                 if outcome is None:
                     break
                 if neighbour in negatives:
-                    outcome = _corrected(outcome, view, negatives[neighbour], engine)
+                    outcome = _corrected(outcome, view, negatives[neighbour], engine, limits)
                 carried[neighbour] = reference = outcome
     return carried
 
@@ -69,10 +69,10 @@ def _carry(reference: Outcome, view: View, tissue: Tissue, engine: Engine, limit
     return outcome if outcome.conclusive and outcome.final_turn is not None and resembles(outcome.confidence) else None
 
 
-def _corrected(outcome: Outcome, view: View, negatives: list[Click], engine: Engine) -> Outcome:
+def _corrected(outcome: Outcome, view: View, negatives: list[Click], engine: Engine, limits: Limits) -> Outcome:
     clicks = [step.action for step in outcome.steps if isinstance(step.action, Click)]
     episode = Episode(view, "", _TURNS)
-    place(episode, [*clicks, *negatives], engine)
+    place(episode, [*clicks, *negatives], engine, limits)
     if episode.stop is None:
         episode.end(StopReason.ANNOTATED)
     return episode.outcome()

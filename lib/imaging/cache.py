@@ -10,6 +10,7 @@ from concurrent.futures import Future
 from dataclasses import dataclass
 from pathlib import Path
 
+from lib.imaging.files import fingerprint
 from lib.imaging.load import load_volume
 from lib.imaging.volume import Modality, Volume
 
@@ -23,7 +24,7 @@ class ImageRef:
     modality: Modality | None = None
 
 
-_Key = tuple[ImageRef, int, int]
+_Key = tuple[ImageRef, str]
 
 
 class VolumeCache:
@@ -36,8 +37,10 @@ class VolumeCache:
 
     def get(self, image: ImageRef) -> Volume:
         """The image's volume. Raises ImageError as `load_volume` does, FileNotFoundError when it is gone."""
-        stat = image.path.stat()
-        key = (image, stat.st_mtime_ns, stat.st_size)
+        if not image.path.exists():
+            raise FileNotFoundError(f"{image.path.name} does not exist")
+        files = image.path.rglob("*") if image.path.is_dir() else (image.path,)
+        key = (image, fingerprint(files))
         with self._lock:
             future = self._volumes.get(key)
             mine = future is None
@@ -60,8 +63,12 @@ class VolumeCache:
 
     def _evict(self) -> None:
         done = [key for key, future in self._volumes.items() if future.done()]
-        total = sum(self._volumes[key].result().data.nbytes for key in done)
+        total = sum(_bytes(self._volumes[key].result()) for key in done)
         for key in done[:-1]:
             if total <= self._max_bytes:
                 return
-            total -= self._volumes.pop(key).result().data.nbytes
+            total -= _bytes(self._volumes.pop(key).result())
+
+
+def _bytes(volume: Volume) -> int:
+    return volume.data.nbytes + (0 if volume.colour is None else volume.colour.nbytes)

@@ -2,6 +2,7 @@
 
 from collections import defaultdict
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -9,10 +10,10 @@ from monailabel.interfaces.tasks.infer_v2 import InferType
 
 from lib.agent.engine import Engine
 from lib.agent.episode import Episode, Outcome, StopReason
-from lib.agent.loop import place
+from lib.agent.loop import Limits, place
 from lib.agent.protocol import Click
 from lib.engines.spread import spread
-from lib.errors import InputError
+from lib.errors import EngineError, InputError
 from lib.imaging import rle
 from lib.imaging.cache import VolumeCache
 from lib.imaging.planes import Plane, ViewGrid, VoxelIndex
@@ -45,18 +46,20 @@ class ClickInfer(IBISInfer):
     def infer(self, request: Mapping[str, Any]) -> Answer:
         options = ClickOptions.read(request)
         assert isinstance(options, ClickOptions)
-        if not options.foreground and not options.background and self.dimension == 3:
-            if options.label in ("", TARGET):
-                raise InputError("place a point, or name the segment after what the agent should look for", "foreground")
-            asked = {"prompt": options.label.replace("_", " "), "window": options.window, "budget_s": options.budget_s}
-            return self._agent.infer(asked | {"image": request["image"], "series": request.get("series")})
+        if not options.foreground and self.dimension == 3:
+            if options.background or options.label in ("", TARGET):
+                raise InputError(
+                    "place a foreground point; without any point, the segment's name says what the agent should look for",
+                    "foreground",
+                )
+            return self._ask_agent(request, options)
         volume = self.volumes.get(image_of(request))
-        bounds = limits(options.budget_s)
+        bounds = limits(request, options.budget_s)
         grid = ViewGrid(volume, Plane.across(volume, 2))
         preset = self.engine.policy.window_preset(options.label.replace("_", " "))
         window = choose_window(volume, options.window, preset)
         positive, negative = _by_slice(grid, options)
-        outcomes = {index: self._draw(View(grid, index, window), positive, negative) for index in sorted(positive)}
+        outcomes = {index: self._draw(View(grid, index, window), positive, negative, bounds) for index in sorted(positive)}
         carried = spread(outcomes, negative, grid, window, self.engine, bounds) if self.dimension == 3 else {}
         mask = np.zeros(volume.data.shape, dtype=np.uint8)
         for index, outcome in (outcomes | carried).items():
@@ -64,13 +67,22 @@ class ClickInfer(IBISInfer):
         params = _params(outcomes, carried, volume, window, mask)
         return Answer(mask, volume, {options.label or TARGET: 1}, params, automatic=False)
 
-    def _draw(self, view: View, positive: Clicks, negative: Clicks) -> Outcome:
+    def _ask_agent(self, request: Mapping[str, Any], options: ClickOptions) -> Answer:
+        asked = {"label": options.label, "window": options.window, "budget_s": options.budget_s}
+        where = {key: request.get(key) for key in ("image", "series", "limits")}
+        answer = self._agent.infer(asked | where)
+        return replace(answer, labels={options.label: 1})
+
+    def _draw(self, view: View, positive: Clicks, negative: Clicks, bounds: Limits) -> Outcome:
         clicks = positive[view.index] + negative.get(view.index, [])
         episode = Episode(view, TARGET, max_turns=len(clicks))
-        place(episode, clicks, self.engine)
+        place(episode, clicks, self.engine, bounds)
         if episode.stop is None:
             episode.end(StopReason.ANNOTATED)
-        return episode.outcome()
+        outcome = episode.outcome()
+        if outcome.stop is StopReason.FAILED:
+            raise EngineError(outcome.detail)
+        return outcome
 
 
 def _by_slice(grid: ViewGrid, options: ClickOptions) -> tuple[Clicks, Clicks]:
@@ -98,6 +110,7 @@ def _params(
     return {
         "window": str(window),
         "warnings": list(volume.warnings),
+        "status": "complete" if all(outcome.conclusive for outcome in drawn.values()) else "incomplete",
         "voxels": int(np.count_nonzero(mask)),
         "slices": [
             {"index": o.index, "stop_reason": o.stop.value, "carried": o.index in carried, "confidence": o.confidence}

@@ -17,6 +17,7 @@ from lib.imaging.volume import Modality
 from lib.imaging.windows import window_names
 
 DEFAULT_BUDGET_S = 600.0
+MAX_POINTS = 1000
 
 
 class Options(BaseModel):
@@ -56,15 +57,15 @@ class AgentOptions(Options):
     """Options of `ibis_agent`."""
 
     prompt: str = Field("", max_length=2000)
-    slices: str = "all"
+    slices: str = Field("all", max_length=2000)
     plane: Plane = Plane.AXIAL
     window: str = "auto"
     max_turns: int = Field(DEFAULT_TURNS, ge=1, le=100)
-    budget_s: float = Field(DEFAULT_BUDGET_S, gt=0, le=86_400)
+    budget_s: float = Field(DEFAULT_BUDGET_S, gt=0, le=86_400, allow_inf_nan=False)
     overlay: str = "inference"
     modality: Modality | None = Field(None, repr=False)
-    label: str = Field("", repr=False)
-    label_prompt: tuple[int, ...] = Field((), repr=False)
+    label: str = Field("", max_length=2000, repr=False)
+    label_prompt: tuple[int, ...] = Field((), max_length=255, repr=False)
 
     @classmethod
     def choices(cls) -> dict[str, list[str]]:
@@ -84,10 +85,10 @@ class ClickOptions(Options):
     """Options of `ibis_click_2d` and `ibis_click_3d`."""
 
     window: str = "auto"
-    budget_s: float = Field(DEFAULT_BUDGET_S, gt=0, le=86_400)
+    budget_s: float = Field(DEFAULT_BUDGET_S, gt=0, le=86_400, allow_inf_nan=False)
     label: str = Field("", max_length=2000, repr=False)
-    foreground: tuple[tuple[int, int, int], ...] = Field((), repr=False)
-    background: tuple[tuple[int, int, int], ...] = Field((), repr=False)
+    foreground: tuple[tuple[int, int, int], ...] = Field((), max_length=MAX_POINTS, repr=False)
+    background: tuple[tuple[int, int, int], ...] = Field((), max_length=MAX_POINTS, repr=False)
 
     @classmethod
     def choices(cls) -> dict[str, list[str]]:

@@ -2,6 +2,7 @@
 
 import os
 import tempfile
+import threading
 import time
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
@@ -69,7 +70,7 @@ class IBISInfer(InferTask):
             if extension not in _EXTENSIONS:
                 raise InputError(f"{extension!r} cannot be written: use {', '.join(_EXTENSIONS)}", "result_extension")
             answer = self.infer(request)
-            path = _write(answer, extension, bool(request.get("result_compress", False)))
+            path = _write(answer, extension, str(request.get("result_compress")).lower() in ("true", "1"))
             return path, {"label_names": answer.labels, **answer.params}
         except InputError as error:
             raise http_error(error) from error
@@ -81,9 +82,11 @@ class IBISInfer(InferTask):
         """Do the work. Raises InputError for what cannot be asked."""
 
 
-def limits(budget_s: float) -> Limits:
-    """The limits of a request whose time budget starts now."""
-    return Limits(deadline=time.monotonic() + budget_s)
+def limits(request: Mapping[str, Any], budget_s: float) -> Limits:
+    """The limits of a request whose time budget starts now; the server can cancel it through the `limits` that it put in."""
+    given = request.get("limits")
+    cancelled = given.cancelled if isinstance(given, Limits) else threading.Event()
+    return Limits(deadline=time.monotonic() + budget_s, cancelled=cancelled)
 
 
 def image_of(request: Mapping[str, Any], modality: Modality | None = None) -> ImageRef:

@@ -94,6 +94,12 @@ class EvidenceStore:
             volume.orientation.restore(mask)[:, :, sorted(volume.missing)] = False
         return mask
 
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the masks kept."""
+        with self._lock:
+            return sum(future.result().nbytes for future in self._masks.values() if future.done())
+
     def _evict(self) -> None:
         done = [key for key, future in self._masks.items() if future.done()]
         total = sum(self._masks[key].result().nbytes for key in done)

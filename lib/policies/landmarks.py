@@ -97,9 +97,11 @@ class Landmarks:
             if not area or self.skull[s]:
                 score[:, :, s] = 0
                 continue
-            aside = (r - (body.sum(axis=1) * r).sum() / area) * self.adult[0] / 45
-            front = np.maximum(a - (body.sum(axis=0) * a).sum() / area, 0) * self.adult[1] / 20
-            score[:, :, s] = np.maximum(score[:, :, s], 0) * np.exp(-(aside**2))[:, None] * np.exp(-(front**2))[None, :]
+            middle = (body.sum(axis=1) * r).sum() / area
+            aside = (r - middle) * self.adult[0] / 45
+            back, front = np.flatnonzero(body[max(0, int(middle) - 3) : int(middle) + 4].any(axis=0))[[0, -1]]
+            depth = ((a - back) / max(1, front - back) - 0.28) / 0.15
+            score[:, :, s] = np.maximum(score[:, :, s], 0) * np.exp(-(aside**2))[:, None] * np.exp(-(depth**2))[None, :]
         reach = [max(1, round(self.adult[2] * 1.2 / mm)) for mm in self.adult[:2]]
         total = score.copy()
         for s in range(1, count):
@@ -149,7 +151,7 @@ class Landmarks:
     @cached_property
     def canal(self) -> np.ndarray:
         """bool: about the spinal canal."""
-        return (self.aside / 10) ** 2 + (self.ahead / 8) ** 2 < 1
+        return (self.aside / 12) ** 2 + (self.ahead / 10) ** 2 < 1
 
     @cached_property
     def gas(self) -> np.ndarray:

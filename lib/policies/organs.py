@@ -6,10 +6,16 @@ from functools import cached_property
 import numpy as np
 from scipy import ndimage
 
+from lib.agent.anatomy import Rule, anatomy
 from lib.policies.landmarks import Landmarks
 from lib.policies.tissue import components, dilate, distance, erode, grown_box, largest, opened, reached, without_pinholes
 
 _PINHOLE = 3
+_FLAT_BONE_MM2 = 900
+"""A section of an adult's rib is smaller, one of the ilium or the scapula mostly larger."""
+
+
+_KIDNEY_HEIGHT_MM = 170
 
 
 @dataclass(frozen=True)
@@ -35,6 +41,12 @@ def tone(values: np.ndarray, lowest: float, highest: float) -> Tone | None:
     peak = float(bins[smooth.argmax()] + 2)
     near = np.abs(values[np.abs(values - peak) < 30] - peak)
     return Tone(peak, float(np.clip(1.4826 * np.median(near), 7, 16)))
+
+
+def _rule(name: str) -> Rule:
+    rule = anatomy()[name].rule
+    assert rule is not None
+    return rule
 
 
 class Organs:
@@ -63,6 +75,21 @@ class Organs:
         core = reached(erode(alike, neck, self.spacing, border=False), seeds)
         return reached(opened(dilate(core, neck + reach, self.spacing) & alike, 3, self.spacing), core)
 
+    @cached_property
+    def _level(self) -> np.ndarray:
+        """bool `[s]`: slices in which the middle of a belly organ may lie: no higher than 130 mm above the lungs' lowest point,
+        where the domes of the diaphragm end, and not among the large flat bones of pelvis and shoulders."""
+        marks = self.marks
+        level = np.ones(self.soft.shape[2], bool)
+        lung = np.flatnonzero(marks.airy.any(axis=(0, 1)))
+        if lung.size:
+            level &= (np.arange(level.size) - lung[0]) * self.spacing[2] < 130
+        aside = self.bone & (np.abs(marks.aside) > 55)
+        for s in np.flatnonzero(aside.any(axis=(0, 1)) & level):
+            labels, _ = ndimage.label(aside[:, :, s])
+            level[s] = np.bincount(labels.ravel())[1:].max() * self.spacing[0] * self.spacing[1] < _FLAT_BONE_MM2
+        return level
+
     def _drifting(self, alike: np.ndarray, shade: Tone, where: np.ndarray) -> np.ndarray:
         """`alike` and what continues it where the grey drifts slowly, as beam hardening by arms makes it."""
         values = self.marks.tissue.smooth
@@ -83,9 +110,9 @@ class Organs:
     @cached_property
     def liver(self) -> np.ndarray:
         marks, values = self.marks, self.marks.tissue.smooth
-        right = self.soft & (marks.aside > 15)
+        right = self.soft & (marks.aside > 15) & self._level
         deep = largest(erode(right, 15, self.spacing, border=False))
-        shade = tone(values[deep], 0, 200)
+        shade = tone(values[deep], *_rule("liver").hu)
         if shade is None or marks.ml(deep) < 20:
             return self._nothing
         left_lobe = marks.ahead > 45 + 0.5 * (-20 - marks.aside)
@@ -103,25 +130,40 @@ class Organs:
 
     @cached_property
     def spleen(self) -> np.ndarray:
+        rule = _rule("spleen")
         marks, values = self.marks, self.marks.tissue.smooth
         place = self.soft & ~dilate(self.liver, 3, self.spacing)
         place &= (marks.aside < -35 - 0.6 * np.maximum(marks.ahead - 10, 0)) & (marks.ahead < 110)
-        deep = self._lateral(erode(place & (marks.aside < -45) & (marks.ahead < 70), 11, self.spacing, border=False))
-        shade = tone(values[deep], 15, 220)
-        if shade is None or marks.ml(deep) < 3:
+        deep = self._at_wall(place & self._level & (marks.aside < -45) & (marks.ahead < rule.ahead[1]), rule.aside[0])
+        shade = tone(values[deep], *rule.hu)
+        if shade is None:
             return self._nothing
         alike = without_pinholes(self._drifting(place & shade.like(values), shade, place), _PINHOLE)
         return self._under_ribs(self._grown(alike, deep & alike, 6, 6))
 
-    def _lateral(self, chunks: np.ndarray) -> np.ndarray:
-        """The largest chunk whose centre lies where a spleen's does, further from the midline than a kidney's."""
-        for part, box, _ in components(chunks):
-            r, _, s = ndimage.center_of_mass(part)
-            if abs(self.marks.aside[round(r) + box[0].start, 0, round(s) + box[2].start]) > 88:
-                chosen = self._nothing.copy()
-                chosen[box] = part
-                return chosen
-        return self._nothing
+    def _at_wall(self, place: np.ndarray, least_aside: float) -> np.ndarray:
+        """The core of the chunk with the largest part of its surface on the cavity's wall or the lung: a spleen's place, not a
+        kidney's or the stomach's."""
+        best, most = self._nothing, 0.0
+        for neck in (11, 8):
+            for part, box, _ in components(erode(place, neck, self.spacing, border=False)):
+                core = self._nothing.copy()
+                core[box] = part
+                r, _, s = ndimage.center_of_mass(core)
+                if self.marks.ml(core) < 1.5:
+                    break
+                if abs(self.marks.aside[round(r), 0, round(s)]) < least_aside:
+                    continue
+                whole = dilate(core, neck, self.spacing) & place
+                rim = dilate(whole, 5, self.spacing) & ~whole
+                if not rim.any():
+                    continue
+                walled = float((self.marks.airy | ~self.marks.cavity)[rim].mean()) - 0.15
+                if walled * self.marks.ml(whole) > most:
+                    best, most = core, walled * self.marks.ml(whole)
+            if most > 0:
+                break
+        return best
 
     @cached_property
     def muscle_tone(self) -> Tone:
@@ -135,9 +177,11 @@ class Organs:
         """What is far brighter than muscle on either side of the spine; None without contrast medium."""
         marks, values, aside = self.marks, self.marks.tissue.smooth, np.abs(self.marks.aside)
         muscle = self.muscle_tone.hu
-        bright = self.soft & ~self.liver & (values > muscle + 50) & (aside > 28) & (aside < 110) & (marks.ahead < 60)
+        bright = (
+            self.soft & ~self.liver & (values > muscle + 30) & (aside > 28) & (aside < 110) & (marks.ahead < 60) & self._level
+        )
         seeds = largest(erode(bright & ~dilate(self.bone, 6, self.spacing), 5, self.spacing, border=False))
-        return tone(values[seeds], muscle + 50, 300) if marks.ml(seeds) > 8 else None
+        return tone(values[seeds], muscle + 30, 300) if marks.ml(seeds) > 8 else None
 
     def _between(self, share: float) -> float:
         """HU part of the way from muscle to enhanced kidney."""
@@ -192,7 +236,10 @@ class Organs:
         r, a, s = (round(v) for v in ndimage.center_of_mass(whole))
         lateral, front = float(aside[r, 0, s]), float(marks.ahead[0, a, s])
         height = (np.ptp(np.flatnonzero(whole.any(axis=(0, 1)))) + 1) * self.spacing[2]
-        if not (25 < volume < 420 and 32 < lateral < 100 and -25 < front < 60 and height < 170):
+        rule = _rule("kidney_left")
+        sizes = rule.volume_ml[0] < volume < rule.volume_ml[1] and height < _KIDNEY_HEIGHT_MM
+        places = rule.aside[0] < lateral < rule.aside[1] and rule.ahead[0] < front < rule.ahead[1] and self._level[s]
+        if not (sizes and places):
             return 0
         rim = dilate(whole, 4, self.spacing) & ~whole
         if not rim.any():

@@ -49,7 +49,7 @@ class Scan:
 
     def find(self, structure: Structure) -> np.ndarray:
         """bool `[r, a, s]` at full resolution; empty where the scan does not show the structure."""
-        found = _FINDERS[structure.name](self)
+        found = FINDERS[structure.name](self)
         rule = structure.rule
         if rule is None or not self._plausible(found.mask, rule):
             return np.zeros(self.slices.shape, bool)
@@ -97,7 +97,7 @@ class Scan:
         return ndimage.zoom(plane, factors[:2], order=1, mode="nearest", grid_mode=True)
 
 
-def _organ(name: str, mask: np.ndarray, scan: Scan) -> Found:
+def _organ(mask: np.ndarray, scan: Scan) -> Found:
     """An organ ends half-way to fat on one side, and to bone or vessels on the other."""
     inside = scan.tissue.smooth[mask]
     middle = float(np.median(inside)) if inside.size else 0.0
@@ -108,17 +108,17 @@ def _kidneys(scan: Scan) -> np.ndarray:
     return scan.organs.kidney(right=False) | scan.organs.kidney(right=True)
 
 
-_FINDERS: dict[str, Callable[[Scan], Found]] = {
+FINDERS: dict[str, Callable[[Scan], Found]] = {
     "body": lambda scan: Found(scan.marks.body, SKIN, np.inf, 0.5),
     "lungs": lambda scan: Found(scan.lungs, -np.inf, GAS, 0.5),
     "lung_left": lambda scan: Found(one_lung(scan.marks, scan.lungs, right=False), -np.inf, GAS, 0.5),
     "lung_right": lambda scan: Found(one_lung(scan.marks, scan.lungs, right=True), -np.inf, GAS, 0.5),
     "bones": lambda scan: Found(scan.bones, MARROW, np.inf, 0.7),
     "vertebral_column": lambda scan: Found(vertebrae(scan.marks, scan.bones), MARROW, np.inf, 0.7),
-    "liver": lambda scan: _organ("liver", scan.organs.liver, scan),
-    "spleen": lambda scan: _organ("spleen", scan.organs.spleen, scan),
-    "kidney_left": lambda scan: _organ("kidney_left", scan.organs.kidney(right=False), scan),
-    "kidney_right": lambda scan: _organ("kidney_right", scan.organs.kidney(right=True), scan),
-    "kidneys": lambda scan: _organ("kidneys", _kidneys(scan), scan),
+    "liver": lambda scan: _organ(scan.organs.liver, scan),
+    "spleen": lambda scan: _organ(scan.organs.spleen, scan),
+    "kidney_left": lambda scan: _organ(scan.organs.kidney(right=False), scan),
+    "kidney_right": lambda scan: _organ(scan.organs.kidney(right=True), scan),
+    "kidneys": lambda scan: _organ(_kidneys(scan), scan),
     "subcutaneous_fat": lambda scan: Found(scan.marks.subcutaneous_fat, -190, -30, 0.7),
 }

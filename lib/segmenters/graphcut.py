@@ -41,9 +41,6 @@ from lib.segmenters.flood import (
 
 _SMOOTHNESS = 2.0
 """Weight of the neighbour term."""
-BALL = 0.0
-SHAPE=0.35
-EV=1.0
 _BINS = 32
 """Grey histogram bins."""
 _CERTAIN = 30.0
@@ -163,9 +160,9 @@ def _cut(place: Place, region: Region) -> tuple[Window, np.ndarray]:
     ring = patch.domain & ~prior & (outside <= max(3, size))
     bins = (ndimage.gaussian_filter(patch.grey, 0.5) * (_BINS / 256)).astype(int)
     evidence = np.clip(np.log(_histogram(bins[prior]) / _histogram(bins[ring])), -4, 4)
-    shape = np.clip((inside - outside) / max(1.5, SHAPE * size), -3, 1.5)
-    odds = EV * evidence[bins] + shape
-    odds[disk(odds.shape, patch.seed, max(min(2, size / 3), BALL * min(patch.scale, 1e3)))] = _CERTAIN
+    shape = np.clip((inside - outside) / max(1.5, 0.35 * size), -3, 1.5)
+    odds = evidence[bins] + shape
+    odds[disk(odds.shape, patch.seed, min(2, size / 3))] = _CERTAIN
     odds[~patch.domain | patch.open] = -_CERTAIN
     odds[patch.seed] = _CERTAIN
     solved = filled(connected(_solve(patch.grey, odds), patch.seed)) & patch.domain

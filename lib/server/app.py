@@ -2,14 +2,18 @@
 
 import logging
 import os
+import signal
 import sys
-from collections.abc import Mapping
+import threading
+from collections.abc import Callable, Mapping
 from hashlib import blake2b
 from pathlib import Path
+from typing import Any
 
 from monailabel.config import settings
 from monailabel.interfaces.app import MONAILabelApp
 from monailabel.interfaces.datastore import Datastore
+from monailabel.interfaces.tasks.batch_infer import BatchInferTask
 from monailabel.interfaces.tasks.infer_v2 import InferTask
 from starlette.middleware import Middleware
 from starlette.middleware.cors import CORSMiddleware
@@ -21,9 +25,10 @@ from lib.infers.agent import AgentInfer
 from lib.infers.clicks import ClickInfer
 from lib.server.door import Door
 from lib.server.errors import HANDLERS
-from lib.server.routes import infer_routes, run_routes, stock_routes
+from lib.server.routes import infer_routes, run_routes
 from lib.server.runstore import RunStore
 from lib.server.store import PRIVATE, StudiesDatastore
+from lib.server.uploads import upload_routes
 
 logger = logging.getLogger(__name__)
 
@@ -35,7 +40,8 @@ class IBISApp(MONAILabelApp):
 
     `conf` (`--conf KEY VALUE`): `engine` (a name of configs/engines.yaml), `workers` (inferences at a time, default 2),
     `cache_mb` (volumes kept in memory, default 512), `auth` ("token", or "none" to let anyone who reaches the port in),
-    `origins` (comma-separated URLs of other sites whose pages may use this server, such as an OHIF of your own).
+    `origins` (comma-separated URLs of other sites whose pages may use this server, such as an OHIF of your own), `hosts`
+    (comma-separated names under which a reverse proxy on this machine passes requests on).
     """
 
     def __init__(self, app_dir: str, studies: str, conf: Mapping[str, str]):
@@ -43,6 +49,7 @@ class IBISApp(MONAILabelApp):
         self._workers = _number(conf, "workers", 2)
         self._open_to_all = _open_to_all(conf)
         self._origins = [origin.strip() for origin in conf.get("origins", "").split(",") if origin.strip()]
+        self._hosts = frozenset(host.strip().lower() for host in conf.get("hosts", "").split(",") if host.strip())
         self._volumes = VolumeCache(_number(conf, "cache_mb", 512) * 1024**2)
         self._runs = RunStore(_private(studies) / "runs")
         self._engine = build_engine(conf.get("engine", ""))
@@ -70,20 +77,48 @@ class IBISApp(MONAILabelApp):
             "ibis_click_3d": ClickInfer(engine, volumes, structures, 3, agent),
         }
 
+    def init_batch_infer(self) -> BatchInferTask:
+        return _Batch()
+
     def on_init_complete(self) -> None:
         super().on_init_complete()
         server = sys.modules["monailabel.app"].app
-        routes = [infer_routes(self, self._workers), run_routes(self._runs, self._volumes), stock_routes()]
+        routes = [infer_routes(self, self._workers, _stopping()), run_routes(self._runs, self._volumes), upload_routes(self)]
         # The first route that matches answers, so ours stand in front of the stock ones.
         server.router.routes[0:0] = [route for router in routes for route in router.routes]
         server.exception_handlers.update(HANDLERS)
         # Stock MONAI Label lets the pages of every site in.
         server.user_middleware[:] = [
-            Middleware(Door, os.environ.get("IBIS_TOKEN", ""), self._open_to_all),
+            Middleware(Door, os.environ.get("IBIS_TOKEN", ""), self._open_to_all, self._hosts),
             Middleware(CORSMiddleware, allow_origins=self._origins, allow_methods=["*"], allow_headers=["*"]),
         ]
         server.middleware_stack = server.build_middleware_stack()
         server.title = NAME
+        logging.getLogger("monailabel").setLevel(logging.WARNING)  # its INFO lines hold whole requests and file names
+
+
+def _stopping() -> threading.Event:
+    """Set when the process is told to stop, before the server waits for the requests it still has."""
+    stopping = threading.Event()
+
+    def note(before: Any) -> Callable[[int, Any], None]:
+        def handle(number: int, frame: Any) -> None:
+            stopping.set()
+            if callable(before):
+                before(number, frame)
+
+        return handle
+
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, note(signal.getsignal(number)))
+    return stopping
+
+
+class _Batch(BatchInferTask):
+    """Stock batch inference divides the work among GPUs, and fails where there is none."""
+
+    def __call__(self, request: dict[str, Any], datastore: Datastore, infer: Callable[..., Any]) -> Any:
+        return super().__call__({"multi_gpu": False, **request}, datastore, infer)
 
 
 def _private(studies: str) -> Path:

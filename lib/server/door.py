@@ -13,11 +13,13 @@ from urllib.parse import parse_qsl
 
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-_CLOSED = re.compile(r"/(reload|logs(/.*)?)/?")
-"""Stock routes that are not served: `reload` runs code, `logs` shows requests."""
+from lib.server.names import NAME
+
+_CLOSED = re.compile(r"/(reload|logs(/.*)?|infer/wsi(_v2)?(/.*)?)/?")
+"""Stock routes that are not served: `reload` runs code, `logs` shows requests, `wsi` reads any path and blocks the server."""
+_PROXY = "/proxy/"
 _MODEL = re.compile(r"/model(/.*)?")
 _IDENTIFIERS = ("image", "label", "id", "tag", "session_id")
-_NEW_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
 MAX_BODY = 8 * 1024**3
 """Bytes of the largest upload."""
 
@@ -26,11 +28,13 @@ class Door:
     """Refuses what could leave the store, run code, or come from a stranger.
 
     `token`: who does not come from this machine must show it, as a bearer token or as the password of basic authentication.
-    `open_to_all`: nobody is asked. Without either, only this machine may enter.
+    `open_to_all`: nobody is asked. Without either, only this machine may enter. This machine needs no token, but must name the
+    server by an address, as localhost or by one of `hosts`: a page of another site that has its own name pointed here does not.
     """
 
-    def __init__(self, app: ASGIApp, token: str, open_to_all: bool):
+    def __init__(self, app: ASGIApp, token: str, open_to_all: bool, hosts: frozenset[str] = frozenset()):
         self._app = app
+        self._hosts = hosts
         self._token = token
         self._open = open_to_all
 
@@ -45,14 +49,38 @@ class Door:
         await self._app(scope, receive, send)
 
     def _stranger(self, scope: Scope) -> tuple[int, str] | None:
-        if self._open or scope["method"] == "OPTIONS" or _is_local(scope):
+        if self._open or scope["method"] == "OPTIONS":
             return None
+        if _is_local(scope):
+            host = _host(scope)
+            if host in self._hosts or host == "localhost" or _is_address(host) or self._shows_token(scope):
+                return None
+            return 403, f"host {host!r} is not a name of this server: start it with --conf hosts {host} if it should be"
         if not self._token:
             return 403, "this server answers its own machine only: start it with IBIS_TOKEN set, or with --conf auth none"
-        shown = _shown_token(scope)
-        if shown is None or not secrets.compare_digest(shown.encode(), self._token.encode()):
+        if not self._shows_token(scope):
             return 401, "a token is needed: send it as 'Authorization: Bearer TOKEN', or as the password when asked"
         return None
+
+    def _shows_token(self, scope: Scope) -> bool:
+        shown = _shown_token(scope)
+        return bool(self._token) and shown is not None and secrets.compare_digest(shown.encode(), self._token.encode())
+
+
+def _host(scope: Scope) -> str:
+    """The host that the client named, without its port, in lower case."""
+    header = dict(scope["headers"]).get(b"host", b"").decode("latin-1").lower()
+    if header.startswith("["):
+        return header[1:].partition("]")[0]
+    return header.partition(":")[0]
+
+
+def _is_address(host: str) -> bool:
+    try:
+        ipaddress.ip_address(host)
+    except ValueError:
+        return False
+    return True
 
 
 def _is_local(scope: Scope) -> bool:
@@ -86,6 +114,11 @@ def _unsafe(scope: Scope) -> tuple[int, str] | None:
         return 404, f"{method} {path} is not served here"
     if ".." in path.split("/") or "\\" in path or b"%2f" in raw or b"%5c" in raw or "\0" in path:
         return 422, "path: '..', backslashes and encoded slashes are not allowed"
+    if path.startswith(_PROXY):
+        if "%" in path:
+            return 422, "path: an encoded character inside an encoded path is not allowed"
+        if method not in ("GET", "HEAD") and not (method == "POST" and path.rstrip("/").endswith("/studies")):
+            return 405, "the proxy reads from the PACS, and stores new instances at .../studies"
     query = dict(parse_qsl(scope["query_string"].decode("latin-1"), keep_blank_values=True))
     for name in _IDENTIFIERS:
         value = query.get(name, "")
@@ -93,7 +126,7 @@ def _unsafe(scope: Scope) -> tuple[int, str] | None:
             return 422, f"{name}: {value!r} is not an identifier; path separators and '..' are not allowed"
     if method == "PUT" and path.rstrip("/").startswith("/datastore"):
         for name in ("tag",) if "label" in path or "info" in path else ("tag", "image"):
-            if query.get(name) and not _NEW_NAME.fullmatch(query[name]):
+            if query.get(name) and not NAME.fullmatch(query[name]):
                 return 422, f"{name}: {query[name]!r} cannot be a name: use letters, digits, '.', '_' and '-'"
     if path.rstrip("/") == "/session" and query.get("uncompress", "").lower() in ("true", "1", "yes", "on"):
         return 422, "uncompress: archives are not unpacked; send the image file itself"

@@ -1,5 +1,6 @@
 """What clients get when something goes wrong: a status that says whose fault it is, and a sentence."""
 
+import errno
 import json
 import logging
 import secrets
@@ -32,9 +33,14 @@ def _not_json(request: Request, error: Exception) -> Response:
 
 
 def _disk(request: Request, error: Exception) -> Response:
+    assert isinstance(error, OSError)
+    if error.errno in (errno.ENAMETOOLONG, errno.EISDIR, errno.EINVAL):
+        return JSONResponse({"detail": f"a name in this request cannot be used: {error.strerror}"}, status_code=422)
     key = secrets.token_hex(4)
     logger.error("Error %s in %s %s", key, request.method, request.url.path, exc_info=error)
-    return JSONResponse({"detail": f"the server's disk: {error} (error {key} in its log)"}, status_code=507)
+    return JSONResponse(
+        {"detail": f"the server's disk: {error.strerror} (the log has the details under {key})"}, status_code=507
+    )
 
 
 def _unexpected(request: Request, error: Exception) -> Response:

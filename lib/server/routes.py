@@ -1,62 +1,46 @@
-"""Our HTTP routes: `/infer/` without blocking the server, stock routes off the event loop, and what we add under `/ibis/`."""
+"""`/infer/` without blocking the server, and what we add under `/ibis/`."""
 
 import asyncio
-import json
 import os
-import re
-import shutil
-import tempfile
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from pathlib import Path
+from threading import Event
 from typing import Annotated, Any
 
 from fastapi import APIRouter, BackgroundTasks, File, Form, HTTPException, UploadFile
 from fastapi.responses import HTMLResponse
-from monailabel.endpoints import activelearning, datastore, session
 from monailabel.endpoints.infer import ResultType, send_response
 from monailabel.interfaces.app import MONAILabelApp
+from starlette.requests import Request
 from starlette.responses import Response
 
+from lib.agent.loop import Limits
 from lib.agent.trace_page import render_page
 from lib.errors import InputError
 from lib.imaging.cache import VolumeCache
-from lib.infers.task import http_error
+from lib.infers.task import SEG, http_error
 from lib.server.runstore import RunStore
 from lib.server.store import StudiesDatastore
+from lib.server.uploads import json_object, received
 
 _RESERVED = ("model", "image", "series", "session", "description", "device", "limits", "save_label", "label_tag")
 """Keys of the server's own request that a client's params must not set."""
-_SUFFIX = re.compile(r"(\.[A-Za-z0-9]{1,5}){0,2}")
+_POLL_S = 0.25
+"""How often a waiting request looks whether its client is still there."""
 
 
-def stock_routes() -> APIRouter:
-    """The stock functions that read and write files, as ordinary routes: FastAPI runs those in threads, so that a download or
-    a conversion does not stop the server."""
-    router = APIRouter()
-    router.add_api_route("/datastore/image", datastore.download_image, methods=["GET"], tags=["Datastore"])
-    router.add_api_route("/datastore/image", _has_image, methods=["HEAD"], tags=["Datastore"])
-    router.add_api_route("/datastore/image", datastore.add_image, methods=["PUT"], tags=["Datastore"])
-    router.add_api_route("/datastore/", datastore.add_image, methods=["PUT"], include_in_schema=False)
-    router.add_api_route("/datastore/label", datastore.save_label, methods=["PUT"], tags=["Datastore"])
-    router.add_api_route("/datastore/label", datastore.download_label, methods=["GET"], tags=["Datastore"])
-    router.add_api_route("/session/", session.create_session, methods=["PUT"], tags=["Session"])
-    router.add_api_route("/activelearning/{strategy}", activelearning.sample, methods=["POST"], tags=["ActiveLearning"])
-    return router
+def infer_routes(app: MONAILabelApp, workers: int, stopping: Event) -> APIRouter:
+    """`POST /infer/{model}`: the stock contract, with the work in a pool of `workers` threads.
 
-
-def _has_image(image: str, check_sum: str | None = None) -> Any:
-    return datastore.download_image(image, check_only=True, check_sum=check_sum)
-
-
-def infer_routes(app: MONAILabelApp, workers: int) -> APIRouter:
-    """`POST /infer/{model}`: the stock contract, with the work in a pool of `workers` threads."""
+    Work is cancelled between two turns when its client hangs up, or when the server is `stopping`.
+    """
     router = APIRouter()
     pool = ThreadPoolExecutor(max_workers=workers, thread_name_prefix="infer")
 
     @router.post("/infer/{model}", tags=["Infer"], summary="Run inference: waits for the mask, never blocks the server")
     async def infer(
+        request: Request,
         background_tasks: BackgroundTasks,
         model: str,
         image: str = "",
@@ -68,15 +52,25 @@ def infer_routes(app: MONAILabelApp, workers: int) -> APIRouter:
     ) -> Any:
         if model not in app._infers:
             raise HTTPException(404, f"model {model!r} does not exist: this server has {', '.join(app._infers)}")
-        options = _options(params)
+        options = json_object(params)
+        for key in _RESERVED:
+            if key in options:
+                raise HTTPException(422, f"{key}: cannot be set in params")
         if output is ResultType.dicom_seg:
-            options["result_extension"] = ".seg.dcm"
+            options["result_extension"] = SEG
+        limits = Limits()
 
         def work() -> dict[str, Any]:
+            if limits.cancelled.is_set():
+                raise HTTPException(499, "cancelled before it began")
             with _image(app, image, session_id, file) as located:
-                return app.infer({**options, **located, "model": model})
+                return app.infer({**options, **located, "model": model, "limits": limits})
 
-        result = await asyncio.get_running_loop().run_in_executor(pool, work)
+        job = asyncio.get_running_loop().run_in_executor(pool, work)
+        while not (await asyncio.wait([job], timeout=_POLL_S))[0]:
+            if stopping.is_set() or await request.is_disconnected():
+                limits.cancelled.set()
+        result = job.result()
         if output is ResultType.dicom_seg:
             result["dicom_seg"] = result["file"]
         return send_response(app.datastore(), result, output, background_tasks)
@@ -97,10 +91,9 @@ def run_routes(runs: RunStore, volumes: VolumeCache) -> APIRouter:
         record = _found(runs.trace(key), key)
         where = _found(runs.image(key), key)
         try:
-            volume = volumes.get(where)
-            return HTMLResponse(render_page(record, volume))
+            return HTMLResponse(render_page(record, volumes.get(where)))
         except (InputError, FileNotFoundError) as error:
-            raise HTTPException(410, f"the image of run {key} is gone or has changed: {error}") from error
+            raise HTTPException(410, f"the image of run {key} is gone or has changed since") from error
 
     return router
 
@@ -111,31 +104,12 @@ def _found(value: Any, key: str) -> Any:
     return value
 
 
-def _options(params: str) -> dict[str, Any]:
-    try:
-        options = json.loads(params or "{}")
-    except json.JSONDecodeError as error:
-        raise HTTPException(422, f"params: not valid JSON ({error})") from error
-    if not isinstance(options, dict):
-        raise HTTPException(422, "params: must be a JSON object")
-    for key in _RESERVED:
-        if key in options:
-            raise HTTPException(422, f"{key}: cannot be set in params")
-    return options
-
-
 @contextmanager
 def _image(app: MONAILabelApp, image: str, session_id: str, file: UploadFile | None) -> Iterator[dict[str, str]]:
     """The request keys that say where the image is. An upload is kept until the work is done."""
     if file is not None:
-        suffix = "".join(Path(file.filename or "").suffixes[-2:])
-        handle, name = tempfile.mkstemp(prefix="ibis-upload-", suffix=suffix if _SUFFIX.fullmatch(suffix) else "")
-        try:
-            with os.fdopen(handle, "wb") as target:
-                shutil.copyfileobj(file.file, target)
-            yield {"image": name}
-        finally:
-            os.unlink(name)
+        with received(file) as path:
+            yield {"image": str(path)}
     elif session_id:
         sessions = app.sessions()
         found = sessions.get_session(session_id) if sessions else None

@@ -29,13 +29,20 @@ class RunStore:
         key = secrets.token_hex(8)
         self._folder.mkdir(parents=True, exist_ok=True)
         draft = self._folder / f".{key}"
-        draft.mkdir()
+        try:
+            draft.mkdir()
+            self._write(draft, result, image)
+            os.replace(draft, self._folder / key)
+        except OSError:
+            shutil.rmtree(draft, ignore_errors=True)
+            raise
+        self._prune()
+        return key
+
+    def _write(self, draft: Path, result: RunResult, image: ImageRef) -> None:
         where = {"path": str(image.path), "series": image.series, "modality": image.modality}
         (draft / "image.json").write_text(json.dumps(where), encoding="utf-8")
         (draft / "trace.json").write_text(json.dumps(to_trace(result)), encoding="utf-8")
-        os.replace(draft, self._folder / key)
-        self._prune()
-        return key
 
     def trace(self, key: str) -> dict[str, Any] | None:
         """The trace of a run, or None when there is none of that id (any more)."""
@@ -57,6 +64,11 @@ class RunStore:
             return None
 
     def _prune(self) -> None:
-        runs = sorted((path for path in self._folder.iterdir() if _KEY.fullmatch(path.name)), key=lambda p: p.stat().st_mtime)
-        for path in runs[: -self._keep]:
+        runs = []
+        for entry in os.scandir(self._folder):
+            try:
+                runs.append((entry.stat().st_mtime, entry.path) if _KEY.fullmatch(entry.name) else None)
+            except FileNotFoundError:  # another thread removed it
+                continue
+        for _, path in sorted(run for run in runs if run is not None)[: -self._keep]:
             shutil.rmtree(path, ignore_errors=True)

@@ -2,96 +2,183 @@
 
 MONAI Label's own local store knows single files only. Here each DICOM series below the folder is an image too; viewers get it
 as NRRD, converted on first use. Conversions and our own records live under `.ibis/` in the folder.
+
+Shared between request threads. One re-entrant lock covers the table of images (the stock store clears and refills it); it is
+never held while a series is read or converted. Series are looked for in a thread of its own, never by a request.
 """
 
+import functools
+import json
 import logging
 import os
-import re
 import threading
 import time
-from dataclasses import dataclass
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from monailabel.datastore.local import DataModel, ImageLabelModel, LocalDatastore
 
-from lib.errors import ImageError
-from lib.imaging.load import list_series, load_volume
+from lib.errors import InputError
+from lib.imaging.files import fingerprint, replacing
+from lib.imaging.load import load_volume
 from lib.imaging.masks import write_volume
+from lib.server.series import StoredSeries, candidates, find_series
 
 logger = logging.getLogger(__name__)
 
 PRIVATE = ".ibis"
+RESCAN_S = 5.0
 _CONVERTED = ".nrrd"
-_SUFFIXES = re.compile(r"\.(nii|nii\.gz|nrrd|mha|png|jpe?g|tiff?|bmp|json|txt|md|csv|xml|svs|html)$", re.IGNORECASE)
-_SKIPPED = ("labels",)
-_RESCAN_S = 5.0
+_LOCKED = (
+    "list_images",
+    "get_image_uri",
+    "get_image_info",
+    "get_label_uri",
+    "get_label_info",
+    "get_labels_by_image_id",
+    "get_labeled_images",
+    "get_unlabeled_images",
+    "add_image",
+    "remove_image",
+    "save_label",
+    "remove_label",
+    "update_image_info",
+    "update_label_info",
+    "datalist",
+    "status",
+    "json",
+    "_reconcile_datastore",
+)
 
 
-@dataclass(frozen=True)
-class StoredSeries:
-    """A DICOM series below the studies folder."""
+class _Table(LocalDatastore):
+    """The stock store behind one lock."""
 
-    folder: Path
-    uid: str
+    def __init__(self, *arguments: Any, **options: Any):
+        self._table_lock = threading.RLock()
+        super().__init__(*arguments, **options)
+
+    def _update_datastore_file(self, lock: bool = True) -> None:
+        """As the stock method, but a full disk leaves the old index in place."""
+        with self._table_lock, replacing(Path(self._datastore_config_path)) as draft:
+            text = json.dumps(self._datastore.model_dump(exclude={"base_path"}), indent=2, default=str)
+            draft.write_text(text, encoding="utf-8")
+        self._config_ts = os.stat(self._datastore_config_path).st_mtime
 
 
-class StudiesDatastore(LocalDatastore):
-    """`LocalDatastore` plus DICOM series. Shared between request threads: conversions of one series wait for each other,
-    everything else is the stock store's own locking."""
+def _locked(method: Callable[..., Any]) -> Callable[..., Any]:
+    @functools.wraps(method)
+    def call(self: _Table, *arguments: Any, **options: Any) -> Any:
+        with self._table_lock:
+            return method(self, *arguments, **options)
+
+    return call
+
+
+for _name in _LOCKED:
+    setattr(_Table, _name, _locked(getattr(LocalDatastore, _name)))
+
+
+class StudiesDatastore(_Table):
+    """`LocalDatastore` plus the DICOM series below its folder."""
 
     def __init__(self, folder: str, extensions: list[str], auto_reload: bool, read_only: bool):
-        self._series: dict[str, StoredSeries] = {}
-        self._scanned = 0.0
-        self._fingerprint: tuple[tuple[str, int], ...] = ()
-        self._scan_lock = threading.Lock()
-        self._conversions: dict[str, threading.Lock] = {}
         self._root = Path(folder)
-        self._scan()
+        self._suffixes = tuple(extension.replace("*", "") for extension in extensions)
+        self._series: dict[str, StoredSeries] = {}
+        self._looked = 0.0
+        self._looking = threading.Lock()
+        self._conversions: dict[str, threading.Lock] = {}
+        self._find()
         super().__init__(folder, extensions=extensions, auto_reload=auto_reload, read_only=read_only)
 
     def list_images(self) -> list[str]:
-        self._look()
+        self._look_soon()
         return super().list_images()
 
     def json(self) -> Any:
-        self._look()
+        self._look_soon()
         return super().json()
+
+    def rescan(self) -> None:
+        """Take in series that have come or gone since the last look."""
+        if self._find():
+            self._reconcile_datastore()
+
+    def series(self, image_id: str) -> StoredSeries | None:
+        """The DICOM series behind an image id, or None for a plain file."""
+        return self._series.get(image_id)
 
     def get_image_uri(self, image_id: str) -> str:
         """Path of the image file; a DICOM series is converted on first use. Empty for an unknown id."""
         series = self._series.get(image_id)
         if series is None:
             return super().get_image_uri(image_id)
-        path = self._converted(image_id)
-        with self._scan_lock:
-            lock = self._conversions.setdefault(image_id, threading.Lock())
-        with lock:
-            if not path.exists() or path.stat().st_mtime_ns < series.folder.stat().st_mtime_ns:
+        with self._conversions.setdefault(image_id, threading.Lock()):
+            path = self._converted(image_id, series)
+            if not path.exists():
                 path.parent.mkdir(parents=True, exist_ok=True)
-                write_volume(path, load_volume(series.folder, series=series.uid))
+                volume = load_volume(series.folder, series=series.uid)
+                for outdated in path.parent.glob(f"{image_id}.*{_CONVERTED}"):
+                    outdated.unlink()
+                write_volume(path, volume)
         return str(path)
 
     def get_image_info(self, image_id: str) -> dict[str, Any]:
-        info = super().get_image_info(image_id)
-        if image_id in self._series:
-            info["path"] = str(self._converted(image_id))
+        info: dict[str, Any] = super().get_image_info(image_id)
+        series = self._series.get(image_id)
+        if series is not None:
+            info["path"] = str(self._converted(image_id, series))
         return info
 
-    def series(self, image_id: str) -> StoredSeries | None:
-        """The DICOM series behind an image id, or None for a plain file."""
-        return self._series.get(image_id)
+    def datalist(self, full_path: bool = True) -> list[dict[str, Any]]:
+        """Images with their final labels, as paths; a DICOM series is converted for it."""
+        pairs: list[dict[str, Any]] = super().datalist(full_path)
+        named = {self._filename(key, _CONVERTED): key for key in self._series}
+        for pair in pairs:
+            key = named.get(os.path.basename(pair["image"]))
+            if key is not None:
+                pair["image"] = self.get_image_uri(key)
+        return pairs
 
-    def _look(self) -> None:
-        """Take in series that have come since the last look, at most every few seconds."""
-        if time.monotonic() - self._scanned > _RESCAN_S and self._scan():
-            self._reconcile_datastore()
+    def add_image(self, image_id: str, image_filename: str, image_info: dict[str, Any]) -> str:
+        """Raises InputError for a file that cannot be an image here, or a name that is taken by something else."""
+        name, suffix = self._to_id(os.path.basename(image_filename))
+        image_id = image_id or name
+        if suffix not in self._suffixes:
+            raise InputError(f"{suffix or 'a file without suffix'} cannot be stored: use {', '.join(self._suffixes)}", "file")
+        if image_id in self._series or (self._root / f"{image_id}{suffix}").name == os.path.basename(
+            self._datastore_config_path
+        ):
+            raise InputError(f"{image_id!r} is taken: choose another name", "image")
+        return str(super().add_image(image_id, image_filename, image_info))
 
-    def _converted(self, image_id: str) -> Path:
-        return self._root / PRIVATE / "volumes" / f"{image_id}{_CONVERTED}"
+    def remove_image(self, image_id: str) -> None:
+        """Raises InputError for a DICOM series: its files are not ours."""
+        if image_id in self._series:
+            raise InputError(f"{image_id!r} is a DICOM series: remove its files from the studies folder", "id")
+        super().remove_image(image_id)
+
+    def _converted(self, image_id: str, series: StoredSeries) -> Path:
+        return self._root / PRIVATE / "volumes" / f"{image_id}.{fingerprint(candidates(series.folder))}{_CONVERTED}"
+
+    def _look_soon(self) -> None:
+        if time.monotonic() - self._looked > RESCAN_S and not self._looking.locked():
+            threading.Thread(target=self.rescan, name="rescan", daemon=True).start()
+
+    def _find(self) -> bool:
+        """Look for DICOM series; True when there are others than before."""
+        with self._looking:
+            files = {_stem(entry.name, self._suffixes) for entry in self._root.iterdir()} - {""}
+            found = find_series(self._root, self._root / PRIVATE / "series.json", files, self._series)
+            self._looked = time.monotonic()
+            changed = found != self._series
+            self._series = found
+            return changed
 
     def _add_non_existing_images(self) -> int:
-        added = super()._add_non_existing_images()
+        added = int(super()._add_non_existing_images())
         for image_id, series in self._series.items():
             if image_id not in self._datastore.objects:
                 info = {"ts": int(time.time()), "name": str(series.folder.relative_to(self._root))}
@@ -101,8 +188,9 @@ class StudiesDatastore(LocalDatastore):
 
     def _remove_non_existing(self) -> int:
         """The stock method drops entries without an image file; a series has none until it is converted."""
+        self._init_from_datastore_file()
         kept = {key: entry for key, entry in self._datastore.objects.items() if key in self._series}
-        removed = super()._remove_non_existing()
+        removed = int(super()._remove_non_existing())
         for key, entry in kept.items():
             entry.labels = {
                 tag: label
@@ -112,48 +200,8 @@ class StudiesDatastore(LocalDatastore):
             self._datastore.objects[key] = entry
         return removed
 
-    def _scan(self) -> bool:
-        """Look for DICOM series; True when something changed since the last look."""
-        with self._scan_lock:
-            self._scanned = time.monotonic()
-            folders = sorted({path.parent for path in _candidates(self._root)})
-            fingerprint = tuple((str(folder), folder.stat().st_mtime_ns) for folder in folders)
-            if fingerprint == self._fingerprint:
-                return False
-            self._fingerprint = fingerprint
-            found: dict[str, StoredSeries] = {}
-            for folder in folders:
-                for uid in _series_uids(folder):
-                    found[_identifier(folder.relative_to(self._root), uid, found)] = StoredSeries(folder, uid)
-            changed = found != self._series
-            self._series = found
-            return changed
 
-
-def _candidates(root: Path) -> list[Path]:
-    """Files that may be DICOM: below `root`, not in hidden or label folders, without the suffix of another format."""
-    files = []
-    for folder, names, entries in os.walk(root):
-        names[:] = [name for name in names if not name.startswith(".") and not (Path(folder) == root and name in _SKIPPED)]
-        files += [Path(folder, name) for name in entries if not name.startswith(".") and not _SUFFIXES.search(name)]
-    return files
-
-
-def _series_uids(folder: Path) -> list[str]:
-    try:
-        return [series.uid for series in list_series(folder)]
-    except ImageError as error:
-        logger.warning("Not read as DICOM: %s", error.message)
-        return []
-
-
-def _identifier(folder: Path, uid: str, taken: dict[str, StoredSeries]) -> str:
-    """A readable id from the folder's name; several series of one folder are told apart by the end of their UID."""
-    base = re.sub(r"[^A-Za-z0-9_-]+", "_", "_".join(folder.parts)).strip("_") or "dicom"
-    if base not in taken:
-        return base
-    tail = re.sub(r"[^0-9A-Za-z]+", "_", uid)[-12:].strip("_")
-    name, number = f"{base}_{tail}", 2
-    while name in taken:
-        name, number = f"{base}_{tail}_{number}", number + 1
-    return name
+def _stem(name: str, suffixes: tuple[str, ...]) -> str:
+    """The id that the stock store gives an image file; empty for a file that is none."""
+    found = max((suffix for suffix in suffixes if name.endswith(suffix)), key=len, default="")
+    return name.removesuffix(found) if found else ""

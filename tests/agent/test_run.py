@@ -190,7 +190,7 @@ def test_an_annotators_clicks_are_steps_of_the_same_kind(ball):
     view = View(ViewGrid(ball, Plane.AXIAL), 3, Window(-100, 120, "given"))
     episode = Episode(view, "ball", 20)
     clicks = [Click(ViewPoint(0.5, 0.5), True), Click(ViewPoint(0.1, 0.1), False)]
-    place(episode, clicks, engine({}))
+    place(episode, clicks, engine({}), Limits())
     episode.end(StopReason.ANNOTATED)
     outcome = episode.outcome()
     assert [step.actor for step in outcome.steps] == [Actor.ANNOTATOR] * 2
@@ -207,7 +207,7 @@ def test_a_trace_tells_everything_and_replays(ball):
     view = View(result.grid, entry["index"], result.window)
     replayed = Episode(view, trace["prompt"], trace["max_turns"])
     points = [step["action"] for step in entry["steps"] if step["mask"]]
-    place(replayed, [Click(ViewPoint(p["x"], p["y"]), p["kind"] == "positive") for p in points], engine({}))
+    place(replayed, [Click(ViewPoint(p["x"], p["y"]), p["kind"] == "positive") for p in points], engine({}), Limits())
     assert [step.mask for step in replayed.steps] == [step["mask"] for step in entry["steps"] if step["mask"]]
 
 

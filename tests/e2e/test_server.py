@@ -186,3 +186,66 @@ def test_the_stock_command_starts_the_app(tmp_path, studies):
 def test_pages_of_other_sites_may_not_read_answers(server):
     answer = httpx.get(f"{server.url}/info/", headers={"Origin": "https://elsewhere.example"})
     assert "access-control-allow-origin" not in answer.headers
+
+
+def test_work_stops_when_its_client_hangs_up(server):
+    url = f"{server.url}/infer/ibis_agent?image=patient_one_ct&output=json"
+    for _ in range(2):
+        with pytest.raises(httpx.ReadTimeout):
+            httpx.post(url, data=form(prompt="bones; liver; spleen; body; left kidney; lungs"), timeout=1)
+    began = time.perf_counter()
+    answer = httpx.post(
+        f"{server.url}/infer/ibis_click_2d?image=copy0", data=form(foreground=[[20, 20, 5]], background=[]), timeout=120
+    )
+    assert answer.status_code == 200
+    assert time.perf_counter() - began < 60
+
+
+def test_points_keep_to_the_budget(server):
+    points = [[i % 40 + 5, i // 40 + 5, 5] for i in range(900)]
+    body = form(foreground=points, background=[], budget_s=0.5)
+    answer = httpx.post(f"{server.url}/infer/ibis_click_2d?image=copy0&output=json", data=body, timeout=60)
+    assert answer.json()["status"] == "incomplete"
+
+
+def test_deep_and_long_params_are_bad_input(server):
+    for params in (
+        "[" * 100_000,
+        '{"a":' * 600 + "1" + "}" * 600,
+        '{"prompt": ' + "9" * 5000 + "}",
+        '{"slices": "' + "9" * 5000 + '"}',
+    ):
+        answer = httpx.post(f"{server.url}/infer/ibis_agent?image=nifti", data={"params": params}, timeout=60)
+        assert answer.status_code == 422, answer.text[:200]
+
+
+def test_uploads_are_checked_and_leave_nothing(server, studies):
+    import tempfile
+
+    before = set(os.listdir(tempfile.gettempdir()))
+    for name, content, image in (
+        ("x.exe", b"x", "x"),
+        ("x.nii.gz", b"", "x"),
+        ("x.json", b"{}", "datastore_v2"),
+        ("x.nrrd", b"x", "patient_one_ct"),
+        ("a b.nii.gz", b"x", ""),
+    ):
+        files = {"file": (name, content)}
+        answer = httpx.put(f"{server.url}/datastore/image?image={image}", files=files, data=form(), timeout=60)
+        assert answer.status_code == 422, (name, answer.text)
+    for params in ("[1]", "{"):
+        label = {"label": ("x.nrrd", b"NRRD")}
+        answer = httpx.put(f"{server.url}/datastore/label?image=nifti", files=label, data={"params": params}, timeout=60)
+        assert answer.status_code == 422
+    assert not {name for name in set(os.listdir(tempfile.gettempdir())) - before if name.startswith(("ibis-", "tmp"))}
+    assert not (studies / "x.exe").exists()
+
+
+def test_labelled_images_can_be_fetched_as_an_archive(server):
+    import io
+    import zipfile
+
+    label = {"label": ("x.nrrd", b"NRRD0004 anything")}
+    assert httpx.put(f"{server.url}/datastore/label?image=copy3", files=label, data=form(), timeout=60).status_code == 200
+    answer = httpx.get(f"{server.url}/datastore/dataset", timeout=60)
+    assert any("copy3" in name for name in zipfile.ZipFile(io.BytesIO(answer.content)).namelist())

@@ -13,15 +13,19 @@ from lib.server.door import Door
 TOKEN = "a secret é"
 
 
-def ask(path="/info/", client="10.1.2.3", token="", open_to_all=False, method="GET", **headers) -> httpx.Response:
+def ask(
+    path="/info/", client="10.1.2.3", token="", open_to_all=False, method="GET", host="127.0.0.1:8000", **headers
+) -> httpx.Response:
     async def answer(request):
         return PlainTextResponse("in")
 
     inner = Starlette(routes=[Route("/{path:path}", answer, methods=["GET", "PUT", "POST", "DELETE"])])
-    transport = httpx.ASGITransport(Door(inner, token, open_to_all), client=(client, 1234))
+    transport = httpx.ASGITransport(
+        Door(inner, token, open_to_all, frozenset({"ibis.hospital.example"})), client=(client, 1234)
+    )
 
     async def send():
-        async with httpx.AsyncClient(transport=transport, base_url="http://server") as session:
+        async with httpx.AsyncClient(transport=transport, base_url=f"http://{host}") as session:
             return await session.request(method, path, headers=headers)
 
     import asyncio
@@ -56,6 +60,14 @@ def test_the_token_lets_in():
     assert ask(token=TOKEN, Authorization=basic(TOKEN)).status_code == 200
 
 
+@pytest.mark.parametrize(
+    ("host", "status"),
+    [("localhost:8000", 200), ("[::1]:8000", 200), ("10.0.0.7", 200), ("ibis.hospital.example", 200), ("evil.example", 403)],
+)
+def test_a_name_that_somebody_else_pointed_here_is_no_way_in(host, status):
+    assert ask(client="127.0.0.1", host=host).status_code == status
+
+
 def test_open_to_all():
     assert ask(open_to_all=True).status_code == 200
 
@@ -72,6 +84,13 @@ def test_open_to_all():
         ("GET", "/datastore/image?image=CT 1.2.840", 200),
         ("GET", "/session/%2e%2e%2fx", 422),
         ("GET", "/proxy/dicom/wado/..%2F..%2Finstances", 422),
+        ("GET", "/proxy/dicom/wado/..%252F..%252Finstances", 422),
+        ("GET", "/proxy/dicom/wado/studies/1.2/metadata", 200),
+        ("POST", "/proxy/dicom/wado/studies", 200),
+        ("POST", "/proxy/dicom/wado/tools/find", 405),
+        ("DELETE", "/proxy/dicom/wado/studies", 405),
+        ("POST", "/infer/wsi/ibis_agent", 404),
+        ("POST", "/infer/wsi_v2/ibis_agent", 404),
         ("PUT", "/datastore/image?image=CT_1.nii", 200),
         ("PUT", "/datastore/image?image=CT 1", 422),
         ("PUT", "/datastore/label?image=CT 1&tag=final", 200),

@@ -1,15 +1,22 @@
 """Image files and DICOM series side by side, and finished runs on disk."""
 
 import os
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from lib.agent.run import RunRequest, run
+from lib.engines.build import build_engine
+from lib.errors import InputError
 from lib.imaging.cache import ImageRef, VolumeCache
 from lib.imaging.load import load_volume
 from lib.imaging.masks import write_mask, write_volume
 from lib.imaging.phantom import make_phantom, write_series
+from lib.imaging.volume import Modality
+from lib.server.runstore import RunStore
 from lib.server.store import StudiesDatastore
 
 EXTENSIONS = ["*.nii.gz", "*.nii", "*.nrrd"]
@@ -60,7 +67,7 @@ def test_labels_of_a_series_survive_a_restart(store, phantom, tmp_path):
 def test_a_series_that_goes_away_is_no_image_any_more(store, tmp_path):
     for path in (tmp_path / "patient 1" / "ct.thorax").iterdir():
         path.unlink()
-    store._scanned = 0.0
+    store.rescan()
     assert store.list_images() == ["plain"]
 
 
@@ -71,6 +78,93 @@ def test_series_of_one_name_are_told_apart(tmp_path, phantom):
     names = store.list_images()
     assert len(set(names)) == 2
     assert all(store.series(name) for name in names)
+
+
+def test_an_id_keeps_its_series_when_another_joins_the_folder(tmp_path, phantom):
+    folder = tmp_path / "A"
+    write_series(make_phantom(2, spacing=(8.0, 8.0, 20.0)), folder)
+    first = StudiesDatastore(str(tmp_path), EXTENSIONS, auto_reload=False, read_only=False).series("A")
+    write_series(phantom, tmp_path / "B")
+    for path in (tmp_path / "B").iterdir():
+        path.rename(folder / f"other-{path.name}")
+    (tmp_path / "B").rmdir()
+    again = StudiesDatastore(str(tmp_path), EXTENSIONS, auto_reload=False, read_only=False)
+    assert len(again.list_images()) == 2
+    assert again.series("A").uid == first.uid
+
+
+def test_a_file_and_a_folder_of_one_name_are_two_images(tmp_path, phantom):
+    write_series(phantom, tmp_path / "B")
+    other = make_phantom(2, spacing=(8.0, 8.0, 20.0)).volume
+    write_volume(tmp_path / "B.nii.gz", other)
+    store = StudiesDatastore(str(tmp_path), EXTENSIONS, auto_reload=False, read_only=False)
+    assert len(store.list_images()) == 2
+    assert np.array_equal(load_volume(Path(store.get_image_uri("B"))).data, other.data)
+
+
+def test_a_slice_that_comes_later_is_in_the_next_conversion(store, tmp_path):
+    folder = tmp_path / "patient 1" / "ct.thorax"
+    last = sorted(folder.iterdir())[-1]
+    content = last.read_bytes()
+    last.unlink()
+    before = load_volume(Path(store.get_image_uri("patient_1_ct_thorax"))).data.shape
+    last.write_bytes(content)
+    after = load_volume(Path(store.get_image_uri("patient_1_ct_thorax"))).data.shape
+    assert after[2] == before[2] + 1
+    assert len(list((tmp_path / ".ibis" / "volumes").iterdir())) == 1
+
+
+def test_what_cannot_be_stored_or_removed_is_refused(store, tmp_path):
+    (tmp_path / "x.exe").write_bytes(b"x")
+    with pytest.raises(InputError, match="exe"):
+        store.add_image("x", str(tmp_path / "x.exe"), {})
+    (tmp_path / "y.nrrd").write_bytes(b"x")
+    with pytest.raises(InputError, match="taken"):
+        store.add_image("patient_1_ct_thorax", str(tmp_path / "y.nrrd"), {})
+    with pytest.raises(InputError, match="DICOM series"):
+        store.remove_image("patient_1_ct_thorax")
+
+
+def test_the_train_list_names_files_that_exist(store, phantom, tmp_path):
+    label = tmp_path / "label.nrrd"
+    write_mask(label, (phantom.volume.data > 200).astype(np.uint8), phantom.volume)
+    store.save_label("patient_1_ct_thorax", str(label), "final", {})
+    (pair,) = store.datalist()
+    assert Path(pair["image"]).is_file()
+    assert Path(pair["label"]).is_file()
+
+
+def test_requests_at_once_never_see_half_a_table(store):
+    wrong, stop = [], threading.Event()
+
+    def ask():
+        while not stop.is_set():
+            if sorted(store.list_images()) != ["patient_1_ct_thorax", "plain"] or not store.get_image_info("plain"):
+                wrong.append(1)
+
+    threads = [threading.Thread(target=ask) for _ in range(3)]
+    for thread in threads:
+        thread.start()
+    for _ in range(30):
+        store.refresh()
+    stop.set()
+    for thread in threads:
+        thread.join()
+    assert not wrong
+
+
+def test_finished_runs_are_kept_up_to_a_number_by_several_threads(tmp_path):
+    volume = make_phantom(1, spacing=(8.0, 8.0, 20.0)).volume
+    result = run(RunRequest("body", slices="3"), volume, build_engine())
+    runs = RunStore(tmp_path / "runs", keep=5)
+    with ThreadPoolExecutor(4) as pool:
+        keys = list(pool.map(lambda _: runs.add(result, ImageRef(Path("x"))), range(40)))
+    assert len(set(keys)) == 40
+    assert len(list((tmp_path / "runs").iterdir())) <= 8
+    kept = runs.add(result, ImageRef(Path("x"), modality=Modality.CT))
+    assert runs.trace(kept)["prompt"] == "body"
+    assert runs.image(kept) == ImageRef(Path("x"), None, Modality.CT)
+    assert runs.trace("../../etc") is None
 
 
 def test_the_volume_cache_reads_a_changed_file_again_and_keeps_to_its_bytes(tmp_path, phantom):
