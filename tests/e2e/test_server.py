@@ -38,7 +38,7 @@ pytestmark = pytest.mark.e2e
         ("/infer/ibis_agent?image=nifti", {"prompt": "liver", "window": "dark"}, 422, "window:"),
         ("/infer/ibis_agent?image=nifti", {"prompt": "liver", "result_extension": ".exe"}, 422, "result_extension:"),
         ("/infer/ibis_agent?image=nifti", {"prompt": "liver", "image": "/etc/passwd"}, 422, "image:"),
-        ("/infer/ibis_agent?image=nifti", {"prompt": "liver", "label_prompt": [99]}, 422, "label_prompt:"),
+        ("/infer/ibis_agent?image=nifti", {"label_prompt": [99]}, 422, "label_prompt:"),
         ("/infer/ibis_click_2d?image=nifti", {"foreground": [[9999, 0, 0]]}, 422, "foreground:"),
         ("/infer/ibis_click_2d?image=nifti", {"foreground": [[1, 2]]}, 422, "foreground:"),
         ("/infer/ibis_click_2d?image=nifti", {"background": "x"}, 422, "background:"),
@@ -50,7 +50,7 @@ pytestmark = pytest.mark.e2e
 )
 def test_bad_requests_get_a_status_and_a_sentence(server, path, body, status, words):
     answer = httpx.post(server.url + path, data=form(**body), timeout=60)
-    assert answer.status_code == status, answer.text
+    assert answer.status_code == status, answer.text[:300]
     assert words in answer.json()["detail"]
 
 
