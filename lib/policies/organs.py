@@ -1,5 +1,6 @@
 """Liver, spleen and kidneys in a CT: the large even chunks of soft tissue at their places in the belly."""
 
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -84,7 +85,7 @@ class Organs:
         lung = np.flatnonzero(marks.airy.any(axis=(0, 1)))
         if lung.size:
             level &= (np.arange(level.size) - lung[0]) * self.spacing[2] < 130
-        aside = self.bone & (np.abs(marks.aside) > 55)
+        aside = self.bone & (np.abs(marks.aside) > 55) & (marks.wall_depth > 0)
         for s in np.flatnonzero(aside.any(axis=(0, 1)) & level):
             labels, _ = ndimage.label(aside[:, :, s])
             level[s] = np.bincount(labels.ravel())[1:].max() * self.spacing[0] * self.spacing[1] < _FLAT_BONE_MM2
@@ -134,35 +135,44 @@ class Organs:
         marks, values = self.marks, self.marks.tissue.smooth
         place = self.soft & ~dilate(self.liver, 3, self.spacing)
         place &= (marks.aside < -35 - 0.6 * np.maximum(marks.ahead - 10, 0)) & (marks.ahead < 110)
-        deep = self._at_wall(place & self._level & (marks.aside < -45) & (marks.ahead < rule.ahead[1]), rule.aside[0])
+        near = place & self._level & (marks.aside < -45) & (marks.ahead < rule.ahead[1])
+        deep = self._at_wall(self._even(near, rule.hu), rule.aside[0])
         shade = tone(values[deep], *rule.hu)
         if shade is None:
             return self._nothing
         alike = without_pinholes(self._drifting(place & shade.like(values), shade, place), _PINHOLE)
         return self._under_ribs(self._grown(alike, deep & alike, 6, 6))
 
-    def _at_wall(self, place: np.ndarray, least_aside: float) -> np.ndarray:
+    def _even(self, place: np.ndarray, span: tuple[float, float]) -> Iterator[np.ndarray]:
+        """`place` cut into overlapping bands of grey: what touches there may differ in grey."""
+        values = self.marks.tissue.smooth
+        for middle in np.arange(span[0], span[1] + 1, 12):
+            band = place & (np.abs(values - middle) < 15)
+            if self.marks.ml(band) > 10:
+                yield without_pinholes(band, _PINHOLE)
+
+    def _at_wall(self, places: Iterable[np.ndarray], least_aside: float) -> np.ndarray:
         """The core of the chunk with the largest part of its surface on the cavity's wall or the lung: a spleen's place, not a
         kidney's or the stomach's."""
+        beyond = (self.marks.airy | ~self.marks.cavity) & (np.abs(self.marks.aside) > 95) & self.marks.body
+        wall = dilate(beyond, 12, self.spacing)
         best, most = self._nothing, 0.0
-        for neck in (11, 8):
-            for part, box, _ in components(erode(place, neck, self.spacing, border=False)):
-                core = self._nothing.copy()
-                core[box] = part
-                r, _, s = ndimage.center_of_mass(core)
-                if self.marks.ml(core) < 1.5:
-                    break
-                if abs(self.marks.aside[round(r), 0, round(s)]) < least_aside:
-                    continue
-                whole = dilate(core, neck, self.spacing) & place
-                rim = dilate(whole, 5, self.spacing) & ~whole
-                if not rim.any():
-                    continue
-                walled = float((self.marks.airy | ~self.marks.cavity)[rim].mean()) - 0.15
-                if walled * self.marks.ml(whole) > most:
-                    best, most = core, walled * self.marks.ml(whole)
-            if most > 0:
-                break
+        for place in places:
+            for neck in (11, 8):
+                for part, box, _ in components(erode(place, neck, self.spacing, border=False)):
+                    core = self._nothing.copy()
+                    core[box] = part
+                    if self.marks.ml(core) < 1.5:
+                        break
+                    whole = dilate(core, neck, self.spacing) & place
+                    r, _, s = (round(v) for v in ndimage.center_of_mass(whole))
+                    rim = dilate(whole, 5, self.spacing) & ~whole
+                    if abs(self.marks.aside[r, 0, s]) < least_aside or not rim.any():
+                        continue
+                    walled = float(wall[rim].mean())
+                    score = (walled - 0.15) * self.marks.ml(whole)
+                    if score > most:
+                        best, most = core, score
         return best
 
     @cached_property
