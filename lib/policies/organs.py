@@ -64,9 +64,6 @@ class Organs:
         values = self.marks.tissue.smooth
         return without_pinholes((values > -10) & (values < 300) & self.marks.cavity & ~self.bone, _PINHOLE)
 
-    def _chunk(self, where: np.ndarray, radius: float) -> np.ndarray:
-        return erode(where, radius, self.spacing, border=False)
-
     @cached_property
     def _nothing(self) -> np.ndarray:
         return np.zeros_like(self.soft)
@@ -102,12 +99,6 @@ class Organs:
             alike = alike | (where & (np.abs(values - shade.hu - 1.3 * drift) < 15) & (drift < -3) & (values > 10))
         return alike
 
-    def _under_ribs(self, mask: np.ndarray) -> np.ndarray:
-        """The mask if ribs lie beside it in a third of its slices, else nothing: bowel hangs lower than the ribs."""
-        ribs = self.bone & (np.abs(self.marks.aside) > 60)
-        beside = (dilate(mask, 25, self.spacing) & ribs).any(axis=(0, 1)).sum()
-        return mask if 3 * beside >= mask.any(axis=(0, 1)).sum() else self._nothing
-
     @cached_property
     def liver(self) -> np.ndarray:
         marks, values = self.marks, self.marks.tissue.smooth
@@ -122,7 +113,7 @@ class Organs:
         seeds = largest(erode(alike & right, 15, self.spacing, border=False))
         if marks.ml(seeds) < 15:
             return self._nothing
-        return self._under_ribs(self._grown(alike, seeds, 8, 8))
+        return self._grown(alike, seeds, 8, 8)
 
     @cached_property
     def _great_vessels(self) -> np.ndarray:
@@ -141,7 +132,7 @@ class Organs:
         if shade is None:
             return self._nothing
         alike = without_pinholes(self._drifting(place & shade.like(values), shade, place), _PINHOLE)
-        return self._under_ribs(self._grown(alike, deep & alike, 6, 6))
+        return self._grown(alike, deep & alike, 6, 6)
 
     def _even(self, place: np.ndarray, span: tuple[float, float]) -> Iterator[np.ndarray]:
         """`place` cut into overlapping bands of grey: what touches there may differ in grey."""

@@ -122,13 +122,6 @@ class Tissue:
         """int16 `[r, a, s]`: HU after a 3x3x3 median, which keeps edges and drops noise."""
         return ndimage.median_filter(self.hu, size=(3, 3, 3 if self.spacing[2] < 4 else 1))
 
-    def fine(self, mask: np.ndarray, s: int) -> np.ndarray:
-        """Fine slice `s` `[r, a]` of a coarse array, by repetition."""
-        plane = mask[:, :, s // self.factors[2]]
-        for axis in (0, 1):
-            plane = np.repeat(plane, self.factors[axis], axis=axis)
-        return plane[: self.fine_shape[0], : self.fine_shape[1]]
-
 
 def distance(mask: np.ndarray, spacing: tuple[float, ...]) -> np.ndarray:
     """float32: from each voxel of the mask to the nearest one outside it, in mm; infinite where all is mask.

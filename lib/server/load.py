@@ -45,7 +45,8 @@ def measure_server(image: Path, prompt: str, engine: str, clients: int, scratch:
         if len(names) != clients:
             raise EngineError(f"the server lists {len(names)} images, not {clients}")
         _infer(server.url, names[0], prompt)
-        alone = statistics.median(_info(server.url) for _ in range(20))
+        with httpx.Client(base_url=server.url, timeout=60) as session:
+            alone = statistics.median(_info(session) for _ in range(20))
         began = time.perf_counter()
         for name in names:
             _infer(server.url, name, prompt)
@@ -72,13 +73,14 @@ def _infer(url: str, name: str, prompt: str) -> None:
     answer.raise_for_status()
 
 
-def _info(url: str) -> float:
+def _info(session: httpx.Client) -> float:
     began = time.perf_counter()
-    httpx.get(f"{url}/info/", timeout=60).raise_for_status()
+    session.get("/info/").raise_for_status()
     return time.perf_counter() - began
 
 
 def _watch(url: str, waits: list[float], done: threading.Event) -> None:
-    while not done.is_set():
-        waits.append(_info(url))
-        time.sleep(0.02)
+    with httpx.Client(base_url=url, timeout=60) as session:
+        while not done.is_set():
+            waits.append(_info(session))
+            time.sleep(0.02)
