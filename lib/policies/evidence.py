@@ -6,11 +6,11 @@ by one of them while the others wait for it; one volume is worked on by one thre
 
 import threading
 from collections import OrderedDict
-from concurrent.futures import Future
 
 import numpy as np
 
 from lib.agent.anatomy import Structure
+from lib.imaging.bytecache import ByteCache
 from lib.imaging.planes import Plane, ViewGrid
 from lib.imaging.volume import Volume
 from lib.policies.scan import Scan
@@ -51,34 +51,14 @@ class EvidenceStore:
     """The most recently used masks, up to `max_bytes`."""
 
     def __init__(self, max_bytes: int = MAX_BYTES):
-        self._max_bytes = max_bytes
         self._lock = threading.Lock()
-        self._masks: OrderedDict[tuple[str, str], Future[Evidence]] = OrderedDict()
+        self._masks: ByteCache[tuple[str, str], Evidence] = ByteCache(max_bytes, lambda evidence: evidence.nbytes)
         self._scans: OrderedDict[str, tuple[threading.Lock, list[Scan]]] = OrderedDict()
 
     def get(self, volume: Volume, structure: Structure) -> Evidence:
         """Where the structure is. Depends on the voxels in canonical order and on the spacing only: other orientations of the
         same scan give the same voxels."""
-        key = (volume.content_hash, structure.name)
-        with self._lock:
-            future = self._masks.get(key)
-            mine = future is None
-            if future is None:
-                future = self._masks[key] = Future()
-            self._masks.move_to_end(key)
-        if not mine:
-            return future.result()
-        try:
-            found = Evidence(self._compute(volume, structure))
-        except BaseException as error:
-            with self._lock:
-                del self._masks[key]
-            future.set_exception(error)
-            raise
-        future.set_result(found)
-        with self._lock:
-            self._evict()
-        return found
+        return self._masks.get((volume.content_hash, structure.name), lambda: Evidence(self._compute(volume, structure)))
 
     def _compute(self, volume: Volume, structure: Structure) -> np.ndarray:
         with self._lock:
@@ -97,16 +77,7 @@ class EvidenceStore:
     @property
     def nbytes(self) -> int:
         """Bytes of the masks kept."""
-        with self._lock:
-            return sum(future.result().nbytes for future in self._masks.values() if future.done())
-
-    def _evict(self) -> None:
-        done = [key for key, future in self._masks.items() if future.done()]
-        total = sum(self._masks[key].result().nbytes for key in done)
-        for key in done[:-1]:
-            if total <= self._max_bytes:
-                return
-            total -= self._masks.pop(key).result().nbytes
+        return self._masks.nbytes
 
 
 _STORE = EvidenceStore()
