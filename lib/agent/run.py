@@ -77,8 +77,10 @@ class RunResult:
             reasons = ", ".join(sorted({o.detail or o.stop.value for o in self.unfinished}))
             return f"{prompt}: unfinished, {len(self.unfinished)} of {len(self.outcomes)} slices have no answer ({reasons})"
         if not self.voxels:
-            return f"{prompt}: absent on all {len(self.outcomes)} slices"
+            return f"{prompt}: absent" + ("" if self.volume.planar else f" on all {len(self.outcomes)} slices")
         shown = [o for o in self.outcomes if o.final_turn is not None]
+        if self.volume.planar:
+            return f"{prompt}: {self.voxels} pixels, {100 * self.voxels / self.mask.size:.1f} % of the picture"
         return f"{prompt}: {self.volume_ml:.1f} ml on {len(shown)} of {len(self.outcomes)} slices"
 
 

@@ -115,18 +115,20 @@ class _Scene:
         view = self._observation.view
         plane = view.grid.cut(view.volume.data, view.index)
         values = view.grid.enlarge(plane, order=0)[self._target]
-        unit = " HU" if view.volume.modality is Modality.CT and not view.volume.planar else ""
+        unit = " HU" if view.volume.modality is Modality.CT else ""
+        if view.volume.planar:
+            unit = " of 255 (the picture taken as a CT in the window -160 to 240 HU, the patient's right on its left)"
         return f"{self._structure.tissue} at {np.median(values):.0f}{unit}, {self._structure.place}."
 
     def _errors(self, click: Click | None = None) -> str:
         assert self._mask is not None
-        missed = np.count_nonzero(self._target & ~self._mask) * self._pixel_cm2
-        extra = np.count_nonzero(self._mask & ~self._target) * self._pixel_cm2
+        missed = self._area(self._target & ~self._mask)
+        extra = self._area(self._mask & ~self._target)
         if click is None:
-            return f"The mask misses {missed:.1f} cm2 and holds {extra:.1f} cm2 too much, an agreement of {self.agreement:.2f}."
+            return f"The mask misses {missed} and holds {extra} too much, an agreement of {self.agreement:.2f}."
         if click.positive:
-            return f"The mask misses {missed:.1f} cm2{self._towards(click)}."
-        return f"The mask holds {extra:.1f} cm2 that is not {self._structure.label}{self._towards(click)}."
+            return f"The mask misses {missed}{self._towards(click)}."
+        return f"The mask holds {extra} that is not {self._structure.label}{self._towards(click)}."
 
     def _towards(self, click: Click) -> str:
         """Where the click lies as seen from the middle of the target."""
@@ -144,5 +146,9 @@ class _Scene:
         assert self._mask is not None
         if not self._mask.any():
             return f"The {self._structure.label} is absent from this slice."
-        area = np.count_nonzero(self._mask) * self._pixel_cm2
-        return f"The {self._structure.label} is segmented: {area:.1f} cm2 on this slice."
+        return f"The {self._structure.label} is segmented: {self._area(self._mask)} on this slice."
+
+    def _area(self, mask: np.ndarray) -> str:
+        """Pictures have no millimetres."""
+        pixels = np.count_nonzero(mask)
+        return f"{pixels} pixels" if self._observation.view.volume.planar else f"{pixels * self._pixel_cm2:.1f} cm2"
