@@ -14,8 +14,8 @@ from lib.policies.tissue import components, dilate, distance, erode, grown_box, 
 _PINHOLE = 3
 _FLAT_BONE_MM2 = 900
 """A section of an adult's rib is smaller, one of the ilium or the scapula mostly larger."""
-
-
+_FLAT_BONE_HEIGHT_MM = 50
+"""A rib that a thick slice cuts lengthwise looks as large as a flat bone, but not for so many millimetres."""
 _KIDNEY_HEIGHT_MM = 170
 
 
@@ -83,10 +83,17 @@ class Organs:
         if lung.size:
             level &= (np.arange(level.size) - lung[0]) * self.spacing[2] < 130
         aside = self.bone & (np.abs(marks.aside) > 55) & (marks.wall_depth > 0)
-        for s in np.flatnonzero(aside.any(axis=(0, 1)) & level):
+        flat = np.zeros_like(level)
+        for s in np.flatnonzero(aside.any(axis=(0, 1))):
             labels, _ = ndimage.label(aside[:, :, s])
-            level[s] = np.bincount(labels.ravel())[1:].max() * self.spacing[0] * self.spacing[1] < _FLAT_BONE_MM2
-        return level
+            flat[s] = np.bincount(labels.ravel())[1:].max() * self.spacing[0] * self.spacing[1] >= _FLAT_BONE_MM2
+        runs, count = ndimage.label(flat)
+        for run in range(1, count + 1):
+            where = np.flatnonzero(runs == run)
+            inside = where[0] > 0 and where[-1] < flat.size - 1
+            if inside and where.size * self.spacing[2] < _FLAT_BONE_HEIGHT_MM:
+                flat[where] = False
+        return level & ~flat
 
     def _drifting(self, alike: np.ndarray, shade: Tone, where: np.ndarray) -> np.ndarray:
         """`alike` and what continues it where the grey drifts slowly, as beam hardening by arms makes it."""
