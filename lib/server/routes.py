@@ -122,6 +122,8 @@ def _image(app: MONAILabelApp, image: str, session_id: str, file: UploadFile | N
         if series is not None:
             yield {"image": str(series.folder), "series": series.uid}
             return
+        if not isinstance(store, StudiesDatastore) and image not in store.list_images():
+            raise HTTPException(404, f"image {image!r} does not exist in the PACS, or is hidden by its search filter")
         try:
             path = store.get_image_uri(image)
         except InputError as error:
