@@ -48,10 +48,6 @@ POLICIES: dict[str, Callable[[], Policy]] = {"rules": _rules}
 SEGMENTERS: dict[str, Callable[[], Segmenter]] = {"graphcut": _graphcut}
 
 
-def engine_names() -> tuple[str, ...]:
-    return tuple(load_config("engines", EnginesConfig).engines)
-
-
 @cache
 def build_engine(name: str = "") -> Engine:
     """The engine of that name, or the default one; built once per process.

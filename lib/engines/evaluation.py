@@ -4,6 +4,7 @@ import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatch
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -142,7 +143,14 @@ def _reference(case: Case, volume: Volume) -> np.ndarray:
     for path in case.references:
         labels = load_volume(path)
         there, here = labels.orientation.canonical(labels.data), volume.orientation
-        if there.shape == here.canonical(volume.data).shape:
+        if there.shape == here.canonical(volume.data).shape and np.allclose(_extent(labels), _extent(volume), atol=0.1):
             return here.restore(there)
     shape = "x".join(str(n) for n in volume.data.shape)
-    raise ImageError(f"no reference of {case.name} has the image's size {shape}")
+    raise ImageError(f"no reference of {case.name} lies on the image's grid of {shape} voxels")
+
+
+def _extent(volume: Volume) -> np.ndarray:
+    """The box in RAS mm that the centres of the corner voxels span: `[2, 3]`, the same for every storage order."""
+    corners = np.array(list(product(*((0, n - 1) for n in volume.data.shape[:3]))))
+    points = corners @ volume.affine[:3, :3].T + volume.affine[:3, 3]
+    return np.array([points.min(axis=0), points.max(axis=0)])

@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import nibabel
@@ -161,3 +162,9 @@ def test_evaluate_prints_dice_and_false_voxels(phantom, tmp_path, capsys):
     printed = capsys.readouterr().out
     assert "liver" in printed
     assert "0.9" in printed or "0.8" in printed
+
+    shifted = phantom.volume.affine.copy()
+    shifted[0, 3] += 5
+    write_mask(tmp_path / "labels.nii.gz", truth, replace(phantom.volume, affine=shifted))
+    assert call("evaluate", tmp_path, "--structure", "liver") == 0
+    assert "no reference" in capsys.readouterr().out
