@@ -32,7 +32,7 @@ def segment(
     import math
     import time
 
-    from lib.agent.loop import Limits
+    from lib.agent.limits import Limits
     from lib.agent.results import write_results
     from lib.agent.run import run, select_slices
     from lib.agent.targets import split_prompts

@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 
+from lib.agent.conduct import CORRECTED, Conduct
 from lib.agent.policy import Policy
 from lib.agent.segmenter import Segmenter
 
@@ -15,3 +16,4 @@ class Engine:
     segmenter: Segmenter
     batch: int
     """How many slices of a run go through the parts together."""
+    conduct: Conduct = CORRECTED

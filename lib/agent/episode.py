@@ -1,50 +1,26 @@
 """The episode: the steps for one prompt on one slice, with one stop reason. Single use, never reset."""
 
 from collections import Counter
-from dataclasses import dataclass, replace
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, replace
 from enum import StrEnum
+from typing import Any
 
 import numpy as np
 
-from lib.agent.policy import Decision, Observation
-from lib.agent.protocol import Action, Click, ProtocolError, Terminate, parse
+from lib.agent.conduct import CORRECTED, Conduct
+from lib.agent.limits import StopReason
+from lib.agent.policy import Decision, Observation, Past
+from lib.agent.protocol import Action, Click, ProtocolError, Reply, Terminate, render
 from lib.agent.segmenter import Prediction, State
 from lib.imaging import rle
 from lib.imaging.overlays import OVERLAYS, Overlay
 from lib.imaging.rle import Rle
 from lib.imaging.views import View
+from lib.imaging.windows import Window
 
-REASKS = 1
-"""How often a policy is asked again after a reply outside the grammar, per turn."""
 SAME_CLICK = 3
 """The same click so many times in a row ends the episode; the last one is not applied (as released)."""
-SAME_MASK = 3
-"""The same mask so many times, in a row or back and forth, ends the episode."""
-
-
-class StopReason(StrEnum):
-    """Why an episode ended."""
-
-    TERMINATED = "terminated"
-    """The policy approved the mask."""
-    ABSENT = "absent"
-    """The policy terminated without a mask: the target is not on this slice."""
-    MAX_TURNS = "max_turns"
-    """The turn limit was reached."""
-    REPEATED_ACTION = "repeated_action"
-    """The policy placed the same click three times in a row."""
-    NO_PROGRESS = "no_progress"
-    """The clicks no longer changed the mask, or led back and forth between masks."""
-    PROTOCOL_ERROR = "protocol_error"
-    """The policy's replies were not of the grammar, also when asked again."""
-    ANNOTATED = "annotated"
-    """A person placed the clicks and asked for no more."""
-    DEADLINE = "deadline"
-    """The request's time budget was used up."""
-    CANCELLED = "cancelled"
-    """The request was cancelled."""
-    FAILED = "failed"
-    """The policy or the segmenter could not do its work."""
 
 
 class Actor(StrEnum):
@@ -73,6 +49,8 @@ class Step:
     """The policy's opinion of that mask, 0..1, as it gave it with its next decision."""
     policy_seconds: float = 0.0
     segmenter_seconds: float = 0.0
+    details: Mapping[str, Any] = field(default_factory=dict)
+    """Whatever else the policy measured: token counts, log-probability."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -81,6 +59,7 @@ class Outcome:
 
     index: int
     """The slice."""
+    window: Window
     stop: StopReason
     detail: str
     """For a person: what exactly happened, where the reason alone does not say it."""
@@ -109,11 +88,19 @@ class Episode:
     Not shared between threads. The segmenter's state lives here and goes when the episode ends.
     """
 
-    def __init__(self, view: View, prompt: str, max_turns: int, overlay: Overlay = OVERLAYS["inference"]):
+    def __init__(
+        self,
+        view: View,
+        prompt: str,
+        max_turns: int,
+        overlay: Overlay = OVERLAYS["inference"],
+        conduct: Conduct = CORRECTED,
+    ):
         self.view = view
         self.prompt = prompt
         self.max_turns = max_turns
         self.overlay = overlay
+        self.conduct = conduct
         self.state: State | None = None
         self.stop: StopReason | None = None
         self._detail = ""
@@ -131,18 +118,18 @@ class Episode:
     def observation(self) -> Observation:
         """What the policy sees next."""
         actions = tuple(step.action for step in self._steps if not isinstance(step.action, ProtocolError))
-        return Observation(self.prompt, self.view, self._mask, actions, self._complaint, self.overlay)
+        return Observation(self.prompt, self.view, self._mask, actions, self._complaint, self.overlay, tuple(self._past()))
 
     def decide(self, decision: Decision) -> Click | None:
         """Take the policy's decision. Returns the click that the segmenter must now apply, or None when there is none:
         the episode has ended, or the reply was not of the grammar and the policy is to be asked again."""
         self._judge(decision.support)
-        reply = parse(decision.reply)
+        reply = self.conduct.parse(decision.reply)
         if isinstance(reply, ProtocolError):
             self._append(decision, "", reply)
             self._faults += 1
             self._complaint = reply.fault.value
-            if self._faults > REASKS:
+            if self._faults > self.conduct.reasks:
                 self.end(StopReason.PROTOCOL_ERROR, reply.fault.value)
             return None
         self._faults, self._complaint = 0, ""
@@ -171,8 +158,9 @@ class Episode:
         self._masks[mask["counts"]] += 1
         if last.actor is Actor.ANNOTATOR:
             return
-        if self._masks[mask["counts"]] >= SAME_MASK:
-            self.end(StopReason.NO_PROGRESS, f"the clicks led to the same mask {SAME_MASK} times")
+        limit = self.conduct.same_mask
+        if limit is not None and self._masks[mask["counts"]] >= limit:
+            self.end(StopReason.NO_PROGRESS, f"the clicks led to the same mask {limit} times")
         elif len(self._steps) >= self.max_turns:
             self.end(StopReason.MAX_TURNS, f"{self.max_turns} turns")
 
@@ -191,6 +179,7 @@ class Episode:
             confidence = chosen.support if chosen.support is not None else chosen.score
         return Outcome(
             index=self.view.index,
+            window=self.view.window,
             stop=self.stop,
             detail=self._detail,
             answer=self._answer,
@@ -209,6 +198,8 @@ class Episode:
         last = masked[-1]
         if last.actor is Actor.ANNOTATOR:
             return last, "the annotator's last click made it"
+        if not self.conduct.best_mask:
+            return last, "the last one, as released"
         judged = [step for step in masked if step.support is not None]
         if judged:
             best = max(judged, key=lambda step: (step.support, step.turn))
@@ -219,9 +210,19 @@ class Episode:
 
     def _append(self, decision: Decision, thought: str, action: Action | ProtocolError) -> None:
         turn = len(self._steps) + 1
-        self._steps.append(Step(turn, Actor.AGENT, decision.reply, thought, action, policy_seconds=decision.seconds))
+        step = Step(
+            turn, Actor.AGENT, decision.reply, thought, action, policy_seconds=decision.seconds, details=decision.details
+        )
+        self._steps.append(step)
         if isinstance(action, ProtocolError) and turn >= self.max_turns:
             self.end(StopReason.MAX_TURNS, f"{self.max_turns} turns")
+
+    def _past(self) -> Iterator[Past]:
+        shown: Rle | None = None
+        for step in self._steps:
+            if not isinstance(step.action, ProtocolError):
+                yield Past(shown, step.reply or render(Reply(step.thought, step.action)))
+            shown = step.mask if step.mask is not None else shown
 
     def _judge(self, support: float | None) -> None:
         """Note the policy's opinion of the current mask on the step that made it."""

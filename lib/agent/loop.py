@@ -1,14 +1,13 @@
 """The loop: episodes go through a policy and a segmenter in batches, each for as many turns as it needs."""
 
-import threading
 import time
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, field
 from itertools import islice
 from typing import Protocol
 
 from lib.agent.engine import Engine
-from lib.agent.episode import Episode, StopReason
+from lib.agent.episode import Episode
+from lib.agent.limits import Limits, StopReason
 from lib.agent.protocol import Click
 from lib.errors import EngineError
 
@@ -23,26 +22,6 @@ class Observer(Protocol):
         """The episode has its stop reason."""
 
 
-@dataclass(frozen=True)
-class Limits:
-    """What may end a run from outside. Checked between turns."""
-
-    deadline: float | None = None
-    """On the clock of `time.monotonic`."""
-    cancelled: threading.Event = field(default_factory=threading.Event)
-
-    def __deepcopy__(self, memo: object) -> "Limits":
-        """The event is meant to be shared: MONAI Label copies requests on their way to a task."""
-        return self
-
-    def reached(self) -> StopReason | None:
-        if self.cancelled.is_set():
-            return StopReason.CANCELLED
-        if self.deadline is not None and time.monotonic() >= self.deadline:
-            return StopReason.DEADLINE
-        return None
-
-
 def play(episodes: Iterable[Episode], engine: Engine, limits: Limits, observers: Iterable[Observer] = ()) -> Iterator[Episode]:
     """Play all episodes to their end and yield each as it ends, `engine.batch` at a time: where one ends, the next begins."""
     waiting = iter(episodes)
@@ -54,7 +33,7 @@ def play(episodes: Iterable[Episode], engine: Engine, limits: Limits, observers:
             if reason is not None:
                 episode.end(reason)
         if reason is None:
-            _turn(active, engine, watchers)
+            _turn(active, engine, limits, watchers)
         for episode in active:
             if episode.stop is not None:
                 for watcher in watchers:
@@ -72,45 +51,68 @@ def place(episode: Episode, clicks: Iterable[Click], engine: Engine, limits: Lim
             episode.end(reason)
             return
         episode.annotate(click)
-        _segment([(episode, click)], engine, ())
+        _segment([(episode, click)], engine, limits, ())
         if episode.stop is not None:
             return
 
 
-def _turn(active: list[Episode], engine: Engine, watchers: tuple[Observer, ...]) -> None:
+def _turn(active: list[Episode], engine: Engine, limits: Limits, watchers: tuple[Observer, ...]) -> None:
     try:
-        decisions = engine.policy.decide([episode.observation() for episode in active])
+        decisions = engine.policy.decide([episode.observation() for episode in active], limits)
     except EngineError as error:
-        for episode in active:
-            episode.end(StopReason.FAILED, str(error))
-        return
+        decisions = [error] * len(active)
     clicks = []
     for episode, decision in zip(active, decisions, strict=True):
+        if isinstance(decision, EngineError):
+            _fail(episode, decision, limits)
+            continue
         click = episode.decide(decision)
         if click is not None:
             clicks.append((episode, click))
         else:
             for watcher in watchers:
                 watcher.stepped(episode)
-    _segment(clicks, engine, watchers)
+    _segment(clicks, engine, limits, watchers)
 
 
-def _segment(clicks: list[tuple[Episode, Click]], engine: Engine, watchers: tuple[Observer, ...]) -> None:
+def _segment(clicks: list[tuple[Episode, Click]], engine: Engine, limits: Limits, watchers: tuple[Observer, ...]) -> None:
+    began = time.perf_counter()
+    _start([episode for episode, _ in clicks if episode.state is None], engine, limits)
+    clicks = [(episode, click) for episode, click in clicks if episode.stop is None]
     if not clicks:
         return
-    began = time.perf_counter()
     try:
-        fresh = [episode for episode, _ in clicks if episode.state is None]
-        if fresh:
-            for episode, state in zip(fresh, engine.segmenter.start([e.view for e in fresh]), strict=True):
-                episode.state = state
-        predictions = engine.segmenter.click([episode.state for episode, _ in clicks], [click for _, click in clicks])
+        predictions = engine.segmenter.click([episode.state for episode, _ in clicks], [click for _, click in clicks], limits)
     except EngineError as error:
-        for episode, _ in clicks:
-            episode.end(StopReason.FAILED, str(error))
-        return
+        predictions = [error] * len(clicks)
     seconds = (time.perf_counter() - began) / len(clicks)
     for (episode, _), prediction in zip(clicks, predictions, strict=True):
+        if isinstance(prediction, EngineError):
+            _fail(episode, prediction, limits)
+            continue
         episode.apply(prediction, seconds)
         for watcher in watchers:
             watcher.stepped(episode)
+
+
+def _start(fresh: list[Episode], engine: Engine, limits: Limits) -> None:
+    if not fresh:
+        return
+    try:
+        states = engine.segmenter.start([episode.view for episode in fresh], limits)
+    except EngineError as error:
+        states = [error] * len(fresh)
+    for episode, state in zip(fresh, states, strict=True):
+        if isinstance(state, EngineError):
+            _fail(episode, state, limits)
+        else:
+            episode.state = state
+
+
+def _fail(episode: Episode, error: EngineError, limits: Limits) -> None:
+    """A model that was interrupted did not fail."""
+    reason = limits.reached()
+    if reason is not None:
+        episode.end(reason)
+    else:
+        episode.end(StopReason.FAILED, str(error))

@@ -77,6 +77,8 @@ _LAYOUT = re.compile(
     rf"\s*<think>{_INSIDE}</think>\s*<action>{_INSIDE}</action>\s*(?:<answer>{_INSIDE}</answer>\s*)?", re.DOTALL
 )
 _POINT = re.compile(r"(Positive|Negative) Point\s*\(\s*(-?\d+(?:\.\d{1,17})?)\s*,\s*(-?\d+(?:\.\d{1,17})?)\s*\)", re.ASCII)
+_FIRST = {tag: re.compile(rf"<{tag}>(.*?)</{tag}>", re.DOTALL) for tag in ("think", "action", "answer")}
+_PAIR = re.compile(r"\(([\d.]+),\s*([\d.]+)\)", re.ASCII)
 _STOP = re.compile(r"Terminat(?:e|ion)")
 
 
@@ -101,6 +103,30 @@ def parse(text: str) -> Reply | ProtocolError:
     if not (0 <= x <= 1 and 0 <= y <= 1):
         return ProtocolError(ProtocolFault.RANGE, text)
     return Reply(thought.strip(), Click(ViewPoint(x, y), positive=point[1] == "Positive"))
+
+
+def parse_released(text: str) -> Reply | ProtocolError:
+    """Read a reply as the released inference code does: whatever stands around the tags, the first of each, `Terminate`
+    anywhere in the action, else the first pair of numbers in parentheses. Coordinates beyond the picture are refused.
+    """
+    if not text.strip():
+        return ProtocolError(ProtocolFault.EMPTY, text)
+    thought, action, answer = (_FIRST[tag].search(text) for tag in ("think", "action", "answer"))
+    said = action[1].strip() if action else ""
+    thinking = thought[1].strip() if thought else ""
+    if "Terminate" in said:
+        return Reply(thinking, Terminate(answer[1].strip() if answer else ""))
+    positive = "Positive Point" in said
+    pair = _PAIR.search(said)
+    if not (positive or "Negative Point" in said) or pair is None:
+        return ProtocolError(ProtocolFault.ACTION, text)
+    try:
+        x, y = float(pair[1]), float(pair[2])
+    except ValueError:
+        return ProtocolError(ProtocolFault.ACTION, text)
+    if not (0 <= x <= 1 and 0 <= y <= 1):
+        return ProtocolError(ProtocolFault.RANGE, text)
+    return Reply(thinking, Click(ViewPoint(x, y), positive))
 
 
 def render(reply: Reply) -> str:

@@ -9,14 +9,15 @@ import numpy as np
 
 from lib.agent.engine import Engine
 from lib.agent.episode import Episode, Outcome
-from lib.agent.loop import Limits, Observer, play
+from lib.agent.limits import Limits
+from lib.agent.loop import Observer, play
 from lib.errors import InputError
 from lib.imaging import rle
 from lib.imaging.overlays import overlay_named
 from lib.imaging.planes import Plane, ViewGrid
 from lib.imaging.views import View
 from lib.imaging.volume import Volume
-from lib.imaging.windows import Window, choose_window
+from lib.imaging.windows import Window, choose_window, slice_window
 
 DEFAULT_TURNS = 20
 """The released limit, in inference and in trajectory generation."""
@@ -44,6 +45,7 @@ class RunResult:
     volume: Volume
     grid: ViewGrid
     window: Window
+    """The window of the whole volume; an outcome has its own where the conduct chooses one for each slice."""
     mask: np.ndarray
     """uint8 `[i, j, k]` on the volume's grid: 1 where the target is."""
     outcomes: tuple[Outcome, ...]
@@ -128,10 +130,12 @@ def run(
     slices = select_slices(request.slices, grid)
     engine.policy.check(volume, prompt)
     window = choose_window(volume, request.window, engine.policy.window_preset(prompt))
+    own = engine.conduct.slice_window and request.window.strip().lower() in ("", "auto") and not volume.planar
+    views = (View(grid, index, slice_window(grid.cut(volume.data, index)) if own else window) for index in slices)
     began = time.perf_counter()
     mask = np.zeros(volume.data.shape, dtype=np.uint8)
     outcomes: list[Outcome] = []
-    episodes = (Episode(View(grid, index, window), prompt, request.max_turns, overlay) for index in slices)
+    episodes = (Episode(view, prompt, request.max_turns, overlay, engine.conduct) for view in views)
     for episode in play(episodes, engine, limits or Limits(), observers):
         outcome = episode.outcome()
         outcomes.append(outcome)

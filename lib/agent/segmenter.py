@@ -1,12 +1,14 @@
 """The Segmenter interface: what turns clicks on a view into a mask."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
 import numpy as np
 
+from lib.agent.limits import UNLIMITED, Bound
 from lib.agent.protocol import Click
+from lib.errors import EngineError
 from lib.imaging.views import View
 
 State = Any
@@ -29,9 +31,16 @@ class Segmenter(Protocol):
     """Stateless between calls, except for caches keyed by content; safe to call from several threads."""
 
     name: str
+    about: Mapping[str, str]
+    """What exactly draws, for the record: weights, device, precision. Empty where the name says it all."""
 
-    def start(self, views: Sequence[View]) -> list[State]:
-        """Look at the views (embed their images), before any click."""
+    def start(self, views: Sequence[View], limits: Bound = UNLIMITED) -> list[State | EngineError]:
+        """Look at the views (embed their images), before any click; an error in the place of one that could not be.
 
-    def click(self, states: Sequence[State], clicks: Sequence[Click]) -> list[Prediction]:
-        """Add one click to each state. Earlier states stay valid, so undo is going back to one."""
+        Returns soon after `limits` are reached. Raises EngineError when nothing could be done.
+        """
+
+    def click(
+        self, states: Sequence[State], clicks: Sequence[Click], limits: Bound = UNLIMITED
+    ) -> list[Prediction | EngineError]:
+        """Add one click to each state. Earlier states stay valid, so undo is going back to one. Errors as for `start`."""

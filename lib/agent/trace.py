@@ -7,6 +7,7 @@ from lib.agent.episode import Outcome, Step
 from lib.agent.protocol import Click, ProtocolError
 from lib.agent.run import RunResult
 from lib.imaging.overlays import overlay_named
+from lib.imaging.windows import Window
 
 SCHEMA = 1
 
@@ -26,6 +27,9 @@ def to_trace(result: RunResult) -> dict[str, Any]:
             "name": result.engine.name,
             "policy": result.engine.policy.name,
             "segmenter": result.engine.segmenter.name,
+            "protocol": result.engine.conduct.name,
+            "policy_details": dict(result.engine.policy.about),
+            "segmenter_details": dict(result.engine.segmenter.about),
         },
         "image": {
             "name": volume.source.name,
@@ -37,7 +41,7 @@ def to_trace(result: RunResult) -> dict[str, Any]:
             "warnings": list(volume.warnings),
         },
         "plane": request.plane.value,
-        "window": {"name": result.window.name, "low": result.window.low, "high": result.window.high},
+        "window": _window(result.window),
         "overlay": {"name": overlay.name, "colour": list(overlay.colour), "alpha": overlay.alpha, "rounded": overlay.rounded},
         "view_size": list(result.grid.size),
         "max_turns": request.max_turns,
@@ -56,6 +60,7 @@ def to_trace(result: RunResult) -> dict[str, Any]:
 def _slice(outcome: Outcome) -> dict[str, Any]:
     return {
         "index": outcome.index,
+        "window": _window(outcome.window),
         "stop_reason": outcome.stop.value,
         "stop_detail": outcome.detail,
         "answer": outcome.answer,
@@ -64,6 +69,10 @@ def _slice(outcome: Outcome) -> dict[str, Any]:
         "chosen_because": outcome.chosen_because,
         "steps": [_step(step) for step in outcome.steps],
     }
+
+
+def _window(window: Window) -> dict[str, Any]:
+    return {"name": window.name, "low": window.low, "high": window.high}
 
 
 def _step(step: Step) -> dict[str, Any]:
@@ -77,6 +86,7 @@ def _step(step: Step) -> dict[str, Any]:
         "score": _rounded(step.score),
         "support": _rounded(step.support),
         "seconds": {"policy": round(step.policy_seconds, 5), "segmenter": round(step.segmenter_seconds, 5)},
+        "details": dict(step.details),
     }
 
 

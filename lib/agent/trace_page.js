@@ -152,6 +152,7 @@ function show(place, step) {
     element("turns").replaceChildren(...slice.steps.map((one, i) => turnItem(slice, one, i)));
     element("strip").querySelector(".current")?.classList.remove("current");
     element("strip").setAttribute("aria-valuetext", describe(slice));
+    element("hud-window").textContent = `Window ${windowText(slice.window ?? trace.window)}`;
     shownSlice = slice;
   }
   element("strip").setAttribute("aria-valuenow", place);
@@ -238,6 +239,10 @@ function fit() {
 
 // The frame around it, which does not change.
 
+function windowText({ name, low, high }) {
+  const digits = high - low < 20 ? 2 : 0;
+  return `${name} ${number(low, digits)} to ${number(high, digits)}`;
+}
 function facts(list, pairs) {
   element(list).append(...pairs.map(([name, value]) => make("div", "", "", make("dt", "", name), make("dd", "", value))));
 }
@@ -257,18 +262,15 @@ function fillHeader() {
   ]);
   const times = Object.entries(trace.timings).map(([stage, time]) => `${stage} ${seconds(time)}`).join(", ");
   const spacing = image.spacing_mm.map(mm => Number(mm.toFixed(3))).join(" × ");
-  const { name, low, high } = trace.window, digits = high - low < 20 ? 2 : 0;
-  const windowText = `${name} ${number(low, digits)} to ${number(high, digits)}`;
   facts("facts", [
     ["Image", `${image.name}, ${image.modality}, ${image.shape.join(" × ")} voxels of ${spacing} mm, ${image.axcodes}`],
     ["Engine", `${trace.engine.policy} + ${trace.engine.segmenter}`],
     ["Plane", `${trace.plane}, ${slices.length} of ${page.slice_count} slices`],
-    ["Window", windowText],
+    ["Window", windowText(trace.window)],
     ["Stages", times],
     ["Made", trace.created.slice(0, 16).replace("T", " ")],
   ]);
   element("hud-plane").textContent = trace.plane;
-  element("hud-window").textContent = `Window ${windowText}`;
   element("hud-overlay").textContent = `Mask colour ${trace.overlay.name}, ${percent(trace.overlay.alpha)}`;
   ["top", "bottom", "left", "right"].forEach((side, i) => { element(`edge-${side}`).textContent = page.edges[i] ?? ""; });
   const notices = [...image.warnings];

@@ -47,10 +47,9 @@ def render_page(trace: dict[str, Any], volume: Volume) -> str:
             f"{_size(grid.size)}: pass the image that the run looked at",
             "trace",
         )
-    window = Window(trace["window"]["low"], trace["window"]["high"], trace["window"]["name"])
     page = {
         "trace": trace,
-        "pictures": {record["index"]: _picture(grid, window, record) for record in trace["slices"]},
+        "pictures": {record["index"]: _picture(grid, record.get("window", trace["window"]), record) for record in trace["slices"]},
         "edges": "" if volume.planar else _EDGES[grid.plane],
         "pixel_mm": None if volume.planar else grid.pixel_mm,
         "slice_count": grid.slice_count,
@@ -58,10 +57,10 @@ def render_page(trace: dict[str, Any], volume: Volume) -> str:
     return _TEMPLATES.get_template("trace_page.html").render(page=page, nonce=secrets.token_urlsafe(16))
 
 
-def _picture(grid: ViewGrid, window: Window, record: dict[str, Any]) -> str:
+def _picture(grid: ViewGrid, window: dict[str, Any], record: dict[str, Any]) -> str:
     """One slice of the trace as a data URL."""
     grid.check(record["index"])
-    image = View(grid, record["index"], window).image()
+    image = View(grid, record["index"], Window(window["low"], window["high"], window["name"])).image()
     picture = Image.fromarray(image if grid.volume.colour is not None else image[:, :, 0])
     content = BytesIO()
     if record["stop_reason"] == "absent" and len(record["steps"]) == 1:

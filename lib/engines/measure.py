@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
-from lib.agent.episode import StopReason
+from lib.agent.limits import StopReason
 from lib.agent.run import RunRequest, run
 from lib.engines.build import build_engine
 from lib.errors import EngineError

@@ -6,8 +6,9 @@ from dataclasses import replace
 import numpy as np
 
 from lib.agent.engine import Engine
-from lib.agent.episode import Episode, Outcome, StopReason
-from lib.agent.loop import Limits, place, play
+from lib.agent.episode import Episode, Outcome
+from lib.agent.limits import Limits, StopReason
+from lib.agent.loop import place, play
 from lib.agent.protocol import Click
 from lib.imaging import rle
 from lib.imaging.planes import ViewGrid

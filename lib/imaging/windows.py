@@ -76,6 +76,14 @@ def choose_window(volume: Volume, requested: str = "auto", target_preset: str | 
     return _percentile(volume, presets.percentiles)
 
 
+def slice_window(values: np.ndarray, percentiles: tuple[float, float] = (1, 99)) -> Window:
+    """The window of one slice by itself, from its own values of any shape: what the released code shows. Greys of different
+    slices then mean different things.
+    """
+    low, high = (float(v) for v in np.percentile(values, percentiles))
+    return Window(low, high if high > low else low + 1, "slice percentile")
+
+
 def _given(text: str) -> Window:
     try:
         low, high = (float(part) for part in text.split(","))

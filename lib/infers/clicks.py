@@ -9,8 +9,9 @@ import numpy as np
 from monailabel.interfaces.tasks.infer_v2 import InferType
 
 from lib.agent.engine import Engine
-from lib.agent.episode import Episode, Outcome, StopReason
-from lib.agent.loop import Limits, place
+from lib.agent.episode import Episode, Outcome
+from lib.agent.limits import Limits, StopReason
+from lib.agent.loop import place
 from lib.agent.protocol import Click
 from lib.engines.spread import spread
 from lib.errors import EngineError, InputError

@@ -16,7 +16,7 @@ from monailabel.interfaces.tasks.infer_v2 import InferTask, InferType
 
 from lib.agent.engine import Engine
 from lib.agent.labels import write_label_seg
-from lib.agent.loop import Limits
+from lib.agent.limits import Limits
 from lib.errors import EngineError, InputError
 from lib.imaging.cache import ImageRef, VolumeCache
 from lib.imaging.masks import write_mask

@@ -1,12 +1,15 @@
 """The `carry` policy: takes a mask from one slice to the next by clicking where the two differ."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
 
 import numpy as np
 
+from lib.agent.limits import UNLIMITED, Bound
 from lib.agent.policy import Decision, Observation
 from lib.agent.protocol import Click, Reply, Terminate, render
+from lib.errors import EngineError
 from lib.imaging.volume import Volume
 from lib.policies.clicks import next_click
 
@@ -37,6 +40,7 @@ class CarryPolicy:
     """
 
     name = "carry"
+    about: Mapping[str, str] = MappingProxyType({})
     structures: tuple[str, ...] = ()
 
     def __init__(self, reference: np.ndarray, tissue: Tissue):
@@ -49,7 +53,7 @@ class CarryPolicy:
     def window_preset(self, prompt: str) -> str | None:
         return None
 
-    def decide(self, observations: Sequence[Observation]) -> list[Decision]:
+    def decide(self, observations: Sequence[Observation], limits: Bound = UNLIMITED) -> list[Decision | EngineError]:
         return [self._decide(observation) for observation in observations]
 
     def _decide(self, observation: Observation) -> Decision:

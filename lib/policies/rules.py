@@ -4,14 +4,16 @@ Safe to call from several threads: what it shares is the store of `lib.policies.
 """
 
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 
 import numpy as np
 
 from lib.agent.anatomy import Structure, anatomy
+from lib.agent.limits import UNLIMITED, Bound
 from lib.agent.policy import Decision, Observation, Policy
 from lib.agent.protocol import Action, Click, Reply, Terminate, render
-from lib.errors import UnknownTarget
+from lib.errors import EngineError, UnknownTarget
 from lib.imaging.planes import Plane
 from lib.imaging.volume import Modality, Volume
 from lib.policies.clicks import Error, largest_error
@@ -37,6 +39,7 @@ class RulesPolicy(Policy):
     """Compares the segmenter's mask with its own evidence, and clicks at the centre of the largest difference."""
 
     name = "rules"
+    about: Mapping[str, str] = MappingProxyType({})
 
     def __init__(self) -> None:
         self.structures = anatomy().findable
@@ -55,7 +58,7 @@ class RulesPolicy(Policy):
         structure = anatomy().find(prompt)
         return None if structure is None else structure.window
 
-    def decide(self, observations: Sequence[Observation]) -> list[Decision]:
+    def decide(self, observations: Sequence[Observation], limits: Bound = UNLIMITED) -> list[Decision | EngineError]:
         return [_decide(observation) for observation in observations]
 
 

@@ -7,15 +7,18 @@ signed distance to the flood as shape term, contrast-weighted neighbours, solved
 Threads: no shared state at all. Every function is pure, a state is never changed, equal clicks on equal views give equal masks.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from types import MappingProxyType
 
 import numpy as np
 import numpymaxflow
 from scipy import ndimage
 
+from lib.agent.limits import UNLIMITED, Bound
 from lib.agent.protocol import Click
-from lib.agent.segmenter import Prediction
+from lib.agent.segmenter import Prediction, State
+from lib.errors import EngineError
 from lib.imaging.views import View
 from lib.segmenters.flood import (
     ADD,
@@ -69,11 +72,14 @@ class GraphCut:
     """
 
     name = "graphcut"
+    about: Mapping[str, str] = MappingProxyType({})
 
-    def start(self, views: Sequence[View]) -> list[Canvas]:
+    def start(self, views: Sequence[View], limits: Bound = UNLIMITED) -> list[State | EngineError]:
         return [Canvas(view) for view in views]
 
-    def click(self, states: Sequence[Canvas], clicks: Sequence[Click]) -> list[Prediction]:
+    def click(
+        self, states: Sequence[State], clicks: Sequence[Click], limits: Bound = UNLIMITED
+    ) -> list[Prediction | EngineError]:
         return [_click(state, click) for state, click in zip(states, clicks, strict=True)]
 
 

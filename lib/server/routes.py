@@ -15,7 +15,7 @@ from monailabel.interfaces.app import MONAILabelApp
 from starlette.requests import Request
 from starlette.responses import Response
 
-from lib.agent.loop import Limits
+from lib.agent.limits import Limits
 from lib.agent.trace_page import render_page
 from lib.errors import InputError
 from lib.imaging.cache import VolumeCache

@@ -20,6 +20,7 @@ class Scripted:
 
     name = "scripted"
     structures = ()
+    about = {}
 
     def __init__(self, scripts):
         self.scripts = scripts
@@ -32,7 +33,7 @@ class Scripted:
     def window_preset(self, prompt):
         return None
 
-    def decide(self, observations):
+    def decide(self, observations, limits=None):
         self.asked.append([observation.view.index for observation in observations])
         decisions = []
         for observation in observations:

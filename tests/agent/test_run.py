@@ -7,8 +7,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from lib.agent.episode import Actor, Episode, StopReason
-from lib.agent.loop import Limits, place
+from lib.agent.episode import Actor, Episode
+from lib.agent.limits import Limits, StopReason
+from lib.agent.loop import place
 from lib.agent.protocol import Click
 from lib.agent.run import RunRequest, run, select_slices
 from lib.agent.targets import merge, split_prompts
