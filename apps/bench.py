@@ -7,13 +7,14 @@ from typing import Annotated
 import typer
 from rich.table import Table
 
+from apps import models
 from apps.console import console
 
 
 def bench(
     image: Annotated[list[Path] | None, typer.Option(help="image to measure on; may be repeated; default: the phantom")] = None,
     prompt: Annotated[str, typer.Option(help="what to segment")] = "liver",
-    engine: Annotated[str, typer.Option(help="an engine of configs/engines.yaml; default: its default")] = "",
+    engine: models.Engine = "",
     clients: Annotated[int, typer.Option(min=1, max=32, help="clients at once in the server's measurement")] = 4,
     output: Annotated[Path | None, typer.Option(help="also write the tables to this Markdown file")] = None,
 ) -> None:

@@ -6,12 +6,13 @@ from typing import Annotated
 import typer
 from rich.table import Table
 
+from apps import models
 from apps.console import console
 
 
 def evaluate(
     data: Annotated[Path, typer.Argument(help="folder with a manifest.json that names images, references and labels")],
-    engine: Annotated[str, typer.Option(help="an engine of configs/engines.yaml; default: its default")] = "",
+    engine: models.Engine = "",
     case: Annotated[
         list[str] | None, typer.Option(help="only cases whose path contains this; may be given several times")
     ] = None,

@@ -6,6 +6,7 @@ from typing import Annotated
 import typer
 from rich.table import Table
 
+from apps import models
 from apps.console import RunProgress, console, progress_bar
 from lib.agent.run import DEFAULT_TURNS, RunRequest
 from lib.imaging.planes import Plane
@@ -15,15 +16,27 @@ from lib.imaging.volume import Modality
 def segment(
     image: Annotated[Path, typer.Option(help="NIfTI, NRRD, PNG or JPEG file; DICOM file or folder")],
     prompt: Annotated[str, typer.Option(help='what to segment, such as "left kidney"; several: "liver; spleen"')],
-    output: Annotated[Path, typer.Option(help="folder for mask, trace.json and trace.html")] = Path("out"),
-    engine: Annotated[str, typer.Option(help="an engine of configs/engines.yaml; default: its default")] = "",
+    output: Annotated[
+        Path, typer.Option("--output", "--output-dir", "--output_dir", help="folder for mask, trace.json and trace.html")
+    ] = Path("out"),
+    engine: models.Engine = "",
+    mllm_path: models.MllmPath = "",
+    adapter: models.Adapter = "",
+    sam2_ckpt: models.Sam2Ckpt = "",
+    sam2_cfg: models.Sam2Cfg = "",
+    endpoints: models.Endpoints = "",
+    device: models.Device = "",
+    protocol: models.Protocol = "",
+    use_history: models.UseHistory = "",
     slices: Annotated[str, typer.Option(help='"all", or numbers and ranges such as "12, 20-35"')] = "all",
     plane: Annotated[Plane, typer.Option(help="the plane to cut along")] = Plane.AXIAL,
     window: Annotated[str, typer.Option(help='"auto", a preset, "percentile" or "LOW,HIGH"')] = "auto",
     overlay: Annotated[
         str, typer.Option(help='how the mask is painted for the agent: "inference" or "training"')
     ] = "inference",
-    max_turns: Annotated[int, typer.Option(min=1, max=100, help="most turns on a slice")] = DEFAULT_TURNS,
+    max_turns: Annotated[
+        int, typer.Option("--max-turns", "--max_turns", min=1, max=100, help="most turns on a slice")
+    ] = DEFAULT_TURNS,
     budget_s: Annotated[float, typer.Option(min=0.001, help="seconds after which the run stops with what it has")] = 86_400,
     series: Annotated[str, typer.Option(help="UID (or its beginning) of the series, where a folder has several")] = "",
     modality: Annotated[Modality | None, typer.Option(help="where the file does not say it right")] = None,
@@ -36,7 +49,7 @@ def segment(
     from lib.agent.results import write_results
     from lib.agent.run import run, select_slices
     from lib.agent.targets import split_prompts
-    from lib.engines.build import build_engine
+    from lib.engines.build import EngineOptions, build_engine
     from lib.errors import InputError
     from lib.imaging.load import load_volume
     from lib.imaging.planes import ViewGrid
@@ -44,7 +57,9 @@ def segment(
     prompts = split_prompts(prompt)
     if not math.isfinite(budget_s):
         raise InputError(f"{budget_s} is not a number of seconds", "budget_s")
-    built = build_engine(engine)
+    options = EngineOptions(engine, mllm_path, adapter, sam2_ckpt, sam2_cfg, endpoints, device, protocol, use_history)
+    with console.status("Starting the engine"):
+        built = build_engine(options)
     with console.status("Reading the image"):
         volume = load_volume(image, series=series or None, modality=modality)
     limits = Limits(deadline=time.monotonic() + budget_s)

@@ -5,10 +5,12 @@ from typing import Annotated
 
 import typer
 
+from apps import models
 from apps.console import console
 from lib.errors import InputError
 
 APP = Path(__file__).resolve().parent.parent
+_CONF = ("workers", "cache_mb", "auth", "origins", "hosts")
 _LOOPBACK = ("127.0.0.1", "localhost", "::1")
 
 
@@ -18,21 +20,27 @@ def serve(
         str, typer.Option(help="address to listen on; others than this machine's own need IBIS_TOKEN")
     ] = "127.0.0.1",
     port: Annotated[int, typer.Option(min=1, max=65535, help="port to listen on")] = 8000,
-    engine: Annotated[str, typer.Option(help="an engine of configs/engines.yaml; default: its default")] = "",
+    engine: models.Engine = "",
     conf: Annotated[
         list[str] | None,
-        typer.Option("--conf", "-c", metavar="KEY VALUE", help="workers, cache_mb, auth, origins, hosts; may be repeated"),
+        typer.Option(
+            "--conf",
+            "-c",
+            metavar="KEY VALUE",
+            help="workers, cache_mb, auth, origins, hosts; mllm_path and what else `segment` calls the weights",
+        ),
     ] = None,
 ) -> None:
     """Start the MONAI Label server for 3D Slicer and OHIF."""
     import os
 
-    from lib.engines.build import build_engine
+    from lib.engines.build import OPTIONS, EngineOptions, build_engine
 
-    settings = _settings(conf or [])
+    settings = _settings(conf or [], (*OPTIONS, *_CONF))
     if engine:
         settings["engine"] = engine
-    built = build_engine(settings.get("engine", ""))
+    with console.status("Starting the engine"):
+        built = build_engine(EngineOptions(**{option: settings[option] for option in OPTIONS if option in settings}))
     remote = studies.startswith(("http://", "https://"))
     if not remote and not (studies.strip() and Path(studies).is_dir()):
         raise InputError(f"{studies} is not a folder; give a folder with images, or a DICOMweb URL", "studies")
@@ -58,14 +66,12 @@ def serve(
     _start(studies, host, port, settings)
 
 
-def _settings(conf: list[str]) -> dict[str, str]:
+def _settings(conf: list[str], known: tuple[str, ...]) -> dict[str, str]:
     settings = {}
     for entry in conf:
         key, equals, value = entry.partition("=")
-        if not equals or key not in ("engine", "workers", "cache_mb", "auth", "origins", "hosts"):
-            raise InputError(
-                f"{entry!r}: use engine NAME, workers N, cache_mb N, auth none, origins URL,URL or hosts NAME,NAME", "conf"
-            )
+        if not equals or key not in known:
+            raise InputError(f"{entry!r}: use KEY VALUE, with one of the keys {', '.join(known)}", "conf")
         settings[key] = value
     return settings
 

@@ -79,8 +79,10 @@ class Policy(Protocol):
     """Stateless between calls, except for caches keyed by content; safe to call from several threads."""
 
     name: str
-    about: Mapping[str, str]
-    """What exactly decides, for the record: weights, device, precision. Empty where the name says it all."""
+
+    @property
+    def about(self) -> Mapping[str, str]:
+        """What exactly decides, for the record: weights, device, precision. Empty where the name says it all."""
     structures: tuple[str, ...]
     """Names of the structures that viewers offer as classes, beside free text."""
 

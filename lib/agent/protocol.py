@@ -81,6 +81,35 @@ _FIRST = {tag: re.compile(rf"<{tag}>(.*?)</{tag}>", re.DOTALL) for tag in ("thin
 _PAIR = re.compile(r"\(([\d.]+),\s*([\d.]+)\)", re.ASCII)
 _STOP = re.compile(r"Terminat(?:e|ion)")
 
+_COORDINATE = r"(0\.[0-9]{4}|1\.0000)"
+GRAMMAR = (
+    r"<think>\n[^<>]{1,600}\n</think>\n<action>\n"
+    rf"((Positive|Negative) Point \({_COORDINATE}, {_COORDINATE}\)\n</action>"
+    r"|Terminate\n</action>\n<answer>\n[^<>]{1,200}\n</answer>)"
+)
+"""The replies that `render` writes, with bounded texts, as a regular expression for constrained decoding: no lookaround, no
+groups that capture for a reason, so that every engine takes it."""
+
+
+def complete(text: str) -> bool:
+    """Whether a reply that is being written has all that belongs to it: a closed action, on stopping a closed answer too."""
+    return _end(text) is not None
+
+
+def cut(text: str) -> str:
+    """A reply without what a model went on to write after its closing tag."""
+    return text[: _end(text)]
+
+
+def _end(text: str) -> int | None:
+    action = _FIRST["action"].search(text)
+    if action is None:
+        return None
+    if not _STOP.fullmatch(action[1].strip()):
+        return action.end()
+    answer = text.find("</answer>", action.end())
+    return None if answer < 0 else answer + len("</answer>")
+
 
 def parse(text: str) -> Reply | ProtocolError:
     """Read a model's reply. Never raises."""

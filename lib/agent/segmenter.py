@@ -1,8 +1,8 @@
 """The Segmenter interface: what turns clicks on a view into a mask."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 
@@ -31,8 +31,10 @@ class Segmenter(Protocol):
     """Stateless between calls, except for caches keyed by content; safe to call from several threads."""
 
     name: str
-    about: Mapping[str, str]
-    """What exactly draws, for the record: weights, device, precision. Empty where the name says it all."""
+
+    @property
+    def about(self) -> Mapping[str, str]:
+        """What exactly draws, for the record: weights, device, precision. Empty where the name says it all."""
 
     def start(self, views: Sequence[View], limits: Bound = UNLIMITED) -> list[State | EngineError]:
         """Look at the views (embed their images), before any click; an error in the place of one that could not be.
@@ -44,3 +46,18 @@ class Segmenter(Protocol):
         self, states: Sequence[State], clicks: Sequence[Click], limits: Bound = UNLIMITED
     ) -> list[Prediction | EngineError]:
         """Add one click to each state. Earlier states stay valid, so undo is going back to one. Errors as for `start`."""
+
+
+@runtime_checkable
+class Propagator(Protocol):
+    """A segmenter that also takes a mask from slice to slice, by a memory of the slices that it has seen."""
+
+    def propagate(
+        self, views: Sequence[View], mask: np.ndarray, limits: Bound = UNLIMITED
+    ) -> Iterator[tuple[np.ndarray, float]]:
+        """From the first view, whose mask is given (bool `[height, width]`), on to the others in order.
+
+        Yields (mask, score 0..1) for `views[1]`, `views[2]` and so on; an empty mask where the object has ended. Views are
+        rendered when their turn comes. Stops early when `limits` are reached; whoever has enough just stops iterating. Raises
+        EngineError when it cannot go on.
+        """

@@ -49,7 +49,9 @@ def render_page(trace: dict[str, Any], volume: Volume) -> str:
         )
     page = {
         "trace": trace,
-        "pictures": {record["index"]: _picture(grid, record.get("window", trace["window"]), record) for record in trace["slices"]},
+        "pictures": {
+            record["index"]: _picture(grid, record.get("window", trace["window"]), record) for record in trace["slices"]
+        },
         "edges": "" if volume.planar else _EDGES[grid.plane],
         "pixel_mm": None if volume.planar else grid.pixel_mm,
         "slice_count": grid.slice_count,

@@ -18,7 +18,7 @@ from monailabel.interfaces.tasks.infer_v2 import InferTask
 from starlette.middleware import Middleware
 from starlette.middleware.cors import CORSMiddleware
 
-from lib.engines.build import build_engine
+from lib.engines.build import OPTIONS, EngineOptions, build_engine
 from lib.errors import InputError
 from lib.imaging.cache import VolumeCache
 from lib.infers.agent import AgentInfer
@@ -38,7 +38,8 @@ NAME = "IBIS Label"
 class IBISApp(MONAILabelApp):
     """Segments by language: `ibis_agent` for text, `ibis_click_2d` and `ibis_click_3d` for the annotator's points.
 
-    `conf` (`--conf KEY VALUE`): `engine` (a name of configs/engines.yaml), `workers` (inferences at a time, default 2),
+    `conf` (`--conf KEY VALUE`): `engine` (a name of configs/engines.yaml, or a YAML file) and the other fields of
+    `lib.engines.build.EngineOptions`, such as `mllm_path`, `workers` (inferences at a time, default 2),
     `cache_mb` (volumes kept in memory, default 512), `auth` ("token", or "none" to let anyone who reaches the port in),
     `origins` (comma-separated URLs of other sites whose pages may use this server, such as an OHIF of your own), `hosts`
     (comma-separated names under which a reverse proxy on this machine passes requests on).
@@ -52,7 +53,7 @@ class IBISApp(MONAILabelApp):
         self._hosts = frozenset(host.strip().lower() for host in conf.get("hosts", "").split(",") if host.strip())
         self._volumes = VolumeCache(_number(conf, "cache_mb", 512) * 1024**2)
         self._runs = RunStore(_private(studies) / "runs")
-        self._engine = build_engine(conf.get("engine", ""))
+        self._engine = build_engine(EngineOptions(**{option: conf[option] for option in OPTIONS if option in conf}))
         super().__init__(
             app_dir, studies, conf, name=NAME, version="1.0.0", description="An agent that segments by language, click by click"
         )
