@@ -1,24 +1,68 @@
 """`bench`: speed and memory, measured side by side in one run."""
 
 import tempfile
+from enum import StrEnum
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.table import Table
 
 from apps import models
 from apps.console import console
+from lib.errors import InputError
+
+if TYPE_CHECKING:
+    from lib.engines.benchmark.models import Models
+
+
+class Part(StrEnum):
+    """What to measure."""
+
+    ALL = "all"
+    RUNS = "runs"
+    LOOP = "loop"
 
 
 def bench(
-    image: Annotated[list[Path] | None, typer.Option(help="image to measure on; may be repeated; default: the phantom")] = None,
-    prompt: Annotated[str, typer.Option(help="what to segment")] = "liver",
+    part: Annotated[
+        Part, typer.Argument(help="runs: images and the server; loop: language model and SAM2, beside the released loop")
+    ] = Part.ALL,
+    image: Annotated[
+        list[Path] | None, typer.Option(help="runs: image to measure on; may be repeated; default: the phantom")
+    ] = None,
+    prompt: Annotated[str, typer.Option(help="runs: what to segment")] = "liver",
     engine: models.Engine = "",
-    clients: Annotated[int, typer.Option(min=1, max=32, help="clients at once in the server's measurement")] = 4,
+    clients: Annotated[int, typer.Option(min=1, max=32, help="runs: clients at once in the server's measurement")] = 4,
+    random_weights: Annotated[
+        bool,
+        typer.Option(help="loop: Qwen2.5-VL-7B and SAM2 large in full size, random weights, no download; default: tiny ones"),
+    ] = False,
+    mllm_path: models.MllmPath = "",
+    sam2_ckpt: models.Sam2Ckpt = "",
+    sam2_cfg: models.Sam2Cfg = "",
+    device: models.Device = "auto",
+    batches: Annotated[str, typer.Option(help="loop: batch sizes, separated by commas")] = "1,8,32,64",
+    turns: Annotated[int, typer.Option(min=1, max=20, help="loop: turns on each slice")] = 3,
+    slices: Annotated[int, typer.Option(min=1, help="loop: slices that are played one by one")] = 4,
+    reply_tokens: Annotated[int, typer.Option(min=48, max=500, help="loop: length of every reply")] = 150,
+    static_cache: Annotated[bool, typer.Option(help="loop: the compiled decoding step of a GPU")] = False,
     output: Annotated[Path | None, typer.Option(help="also write the tables to this Markdown file")] = None,
 ) -> None:
-    """Measure runs (time by stage, memory) and the server's answers while runs go on."""
+    """Measure runs, the server's answers while runs go on, and the loop of language model and segmenter."""
+    tables = []
+    if part is not Part.LOOP:
+        tables += _runs(image or [], prompt, engine, clients)
+    if part is not Part.RUNS:
+        sizes = _sizes(batches)
+        loaded = _loop_models(random_weights, mllm_path, sam2_ckpt, sam2_cfg, device, static_cache)
+        tables.append(_loops(loaded, sizes, turns, slices, reply_tokens))
+    if output is not None:
+        _write(output, tables)
+        console.print(str(output), highlight=False)
+
+
+def _runs(image: list[Path], prompt: str, engine: str, clients: int) -> list[Table]:
     from lib.engines.measure import measure
     from lib.server.load import measure_server
 
@@ -53,8 +97,59 @@ def bench(
     )
     for table in (runs, ratios, answers):
         console.print(table)
-    if output is not None:
-        _write(output, [runs, ratios, answers])
+    return [runs, ratios, answers]
+
+
+def _sizes(text: str) -> list[int]:
+    try:
+        sizes = [int(part) for part in text.split(",")]
+    except ValueError:
+        sizes = []
+    if not sizes or min(sizes) < 1:
+        raise InputError(f"{text!r} is not a list of batch sizes such as 1,8,32", "batches")
+    return sizes
+
+
+def _loop_models(
+    random_weights: bool, mllm_path: str, sam2_ckpt: str, sam2_cfg: str, device: str, static_cache: bool
+) -> "Models":
+    if bool(mllm_path) != bool(sam2_ckpt):
+        raise InputError("real weights need both --mllm-path and --sam2-ckpt", "mllm_path" if sam2_ckpt else "sam2_ckpt")
+    from lib.engines.benchmark.models import random_models, real_models, tiny_models
+    from lib.engines.devices import pick_devices
+
+    with console.status("Loading the models"):
+        picked = pick_devices(device)[0]
+        if mllm_path:
+            return real_models(mllm_path, Path(sam2_ckpt), sam2_cfg, picked, static_cache)
+        return random_models(picked, static_cache) if random_weights else tiny_models(picked)
+
+
+def _loops(loaded: "Models", sizes: list[int], turns: int, slices: int, reply_tokens: int) -> Table:
+    """One column for each loop."""
+    from lib.engines.benchmark.loop import STAGES, measure_loops
+
+    rows = []
+    with console.status("Measuring the loops") as status:
+        for row in measure_loops(loaded, sizes, turns, slices, reply_tokens, side=512):
+            rows.append(row)
+            status.update(f"Measured: {row.name}, {1000 * row.seconds / row.turns:.0f} ms per slice-turn")
+    title = f"Loop: {loaded.name}, {loaded.language.device}, replies of {reply_tokens} tokens, views of 512 x 512"
+    table = Table("per slice-turn", *(row.name for row in rows), title=title)
+    each = [row.seconds / row.turns for row in rows]
+    table.add_row("slice-turns measured", *(str(row.turns) for row in rows))
+    table.add_row("ms", *(f"{1000 * seconds:.1f}" for seconds in each))
+    table.add_row("times as fast as released", *(f"{each[0] / seconds:.2f}" for seconds in each))
+    table.add_row("turns per second", *(f"{1 / seconds:.2f}" for seconds in each))
+    table.add_row("tokens per second", *(f"{row.tokens / row.seconds:.0f}" for row in rows))
+    for stage in STAGES:
+        table.add_row(f"{stage} ms", *(f"{1000 * row.stages[stage]:.1f}" for row in rows))
+    table.add_row("vision (part of prefill) ms", *(f"{1000 * row.vision:.1f}" for row in rows))
+    table.add_row("in models %", *(f"{100 * row.models:.1f}" for row in rows))
+    table.add_row("in forward passes %", *(f"{100 * row.forward:.1f}" for row in rows))
+    table.add_row("peak memory MB", *(f"{row.peak_bytes / 2**20:.0f}" for row in rows))
+    console.print(table)
+    return table
 
 
 def _phantom(folder: Path) -> Path:
@@ -71,7 +166,9 @@ def _write(path: Path, tables: list[Table]) -> None:
     import platform
     from importlib.metadata import version
 
-    versions = ", ".join(f"{name} {version(name)}" for name in ("monailabel", "torch", "numpy", "scipy"))
+    versions = ", ".join(
+        f"{name} {version(name)}" for name in ("monailabel", "torch", "transformers", "sam2", "numpy", "scipy")
+    )
     lines = [
         "# Benchmark",
         "",

@@ -4,7 +4,7 @@ import sys
 
 import typer
 
-from apps import bench, demo, evaluate, segment, serve
+from apps import bench, demo, evaluate, segment, serve, weights
 from lib.errors import EngineError, InputError
 
 app = typer.Typer(
@@ -17,6 +17,7 @@ app = typer.Typer(
 )
 for module in (serve, segment, demo, evaluate, bench):
     app.command()(getattr(module, module.__name__.rpartition(".")[2]))
+app.add_typer(weights.weights, name="weights")
 
 
 def main(arguments: list[str] | None = None) -> None:

@@ -35,7 +35,7 @@ def overview(context: typer.Context) -> None:
 
 @weights.command()
 def fetch(
-    names: Annotated[list[str], typer.Argument(help="as `weights` lists them", metavar="NAME...")],
+    names: Annotated[list[str], typer.Argument(help="as `weights` lists them", metavar="NAME")],
     accept_licence: Annotated[
         bool, typer.Option("--accept-licence", help="you have read and accept terms that rule out clinical use")
     ] = False,

@@ -26,3 +26,7 @@ class UnknownTarget(InputError):
 
 class EngineError(RuntimeError):
     """A policy or a segmenter could not do its work (out of memory, server gone): the slices concerned end as failed."""
+
+
+class OutOfMemory(EngineError):
+    """A batch did not fit into the device's memory; a smaller one may."""

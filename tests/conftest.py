@@ -37,3 +37,11 @@ def picture():
         )
 
     return make
+
+
+@pytest.fixture(scope="session")
+def tiny_qwen() -> Path:
+    """A tiny Qwen2.5-VL checkpoint that writes the protocol; taught once, then kept in the user's cache folder."""
+    from lib.engines.tiny.lesson import tiny_agent
+
+    return tiny_agent()

@@ -16,4 +16,6 @@ class Engine:
     segmenter: Segmenter
     batch: int
     """How many slices of a run go through the parts together."""
+    runs: int = 2
+    """How many runs at a time it is made for."""
     conduct: Conduct = CORRECTED

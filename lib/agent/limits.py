@@ -25,6 +25,8 @@ class StopReason(StrEnum):
     """The policy's replies were not of the grammar, also when asked again."""
     ANNOTATED = "annotated"
     """A person placed the clicks and asked for no more."""
+    PROPAGATED = "propagated"
+    """No episode was played: the segmenter's memory brought the mask from a neighbouring slice."""
     DEADLINE = "deadline"
     """The request's time budget was used up."""
     CANCELLED = "cancelled"

@@ -20,7 +20,6 @@ from lib.imaging.masks import write_mask
 from lib.imaging.overlays import blend, overlay_named
 from lib.imaging.views import View
 
-
 _OURS = ("mask.*", "trace*.json", "trace*.html", "turn_*_state.png", "final_segmentation.png")
 
 

@@ -32,6 +32,8 @@ class EngineConfig(BaseModel):
     segmenter: PartConfig
     batch: int = Field(ge=1)
     """How many slices of a run go through the parts together."""
+    runs: int = Field(2, ge=1)
+    """How many runs at a time a server works on, unless told otherwise."""
     max_batch: int = Field(64, ge=1)
     """How many slices of all runs together go through a model at once."""
     max_wait_ms: float = Field(5, ge=0)
@@ -92,7 +94,7 @@ def _build(options: EngineOptions) -> Engine:
     site = Site(config, home, options.device or config.device, conduct.pixel_cap, conduct.clamp)
     policy = _made(POLICIES, "policy", config.policy, _changed(config.policy, options, _OF_POLICY), site)
     segmenter = _made(SEGMENTERS, "segmenter", config.segmenter, _changed(config.segmenter, options, _OF_SEGMENTER), site)
-    return Engine(name, policy, segmenter, config.batch, conduct)
+    return Engine(name, policy, segmenter, config.batch, config.runs, conduct)
 
 
 @dataclass(frozen=True)
@@ -107,9 +109,9 @@ class Site:
     clamp: bool
 
     def path(self, text: str) -> str:
-        """A path of the configuration as one that can be opened; anything that is not there stays as it is."""
+        """A path of the configuration as one that can be opened; a mere name, or what is not there, stays as it is."""
         here = self.home / text
-        return str(here) if text and here.exists() else text
+        return str(here) if "/" in text and here.exists() else text
 
 
 _OF_POLICY = {"mllm_path": "model", "adapter": "adapter", "endpoints": "endpoints", "use_history": "history"}

@@ -5,7 +5,7 @@ Threads: safe from any thread, like the parts themselves; `lib.engines.lane` say
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 
@@ -14,9 +14,16 @@ from lib.agent.policy import Decision, Observation, Policy
 from lib.agent.protocol import Click
 from lib.agent.segmenter import Prediction, Propagator, Segmenter, State
 from lib.engines.lane import Lane, Work
-from lib.errors import EngineError
+from lib.errors import EngineError, InputError
 from lib.imaging.views import View
 from lib.imaging.volume import Volume
+
+
+@runtime_checkable
+class Exchangeable(Protocol):
+    """A policy whose weights can be exchanged while it works."""
+
+    def swap(self, model: str | None = None, adapter: str | None = None) -> None: ...
 
 
 class SharedPolicy:
@@ -39,6 +46,16 @@ class SharedPolicy:
 
     def window_preset(self, prompt: str) -> str | None:
         return self.copies[0].window_preset(prompt)
+
+    def swap(self, model: str | None, adapter: str | None) -> None:
+        """See `lib.policies.qwen.QwenPolicy.swap`; one copy after the other. Raises InputError for policies without weights."""
+        for copy in self.copies:
+            if not isinstance(copy, Exchangeable):
+                raise InputError(f"the policy {self.name} has no weights to exchange", "model")
+            copy.swap(model, adapter)
+
+    def close(self) -> None:
+        self.lane.close()
 
     def decide(self, observations: Sequence[Observation], limits: Bound = UNLIMITED) -> list[Decision | EngineError]:
         return self.lane.submit(observations, limits)
@@ -122,6 +139,10 @@ class SharedSegmenter:
             if followed is None or isinstance(followed, EngineError):
                 return
             yield followed
+
+    def close(self) -> None:
+        for lane in self._lanes:
+            lane.close()
 
     def _place(self, view: View) -> int:
         return hash((view.volume.content_hash, view.plane, view.index)) % len(self.copies)

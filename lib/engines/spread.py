@@ -1,6 +1,6 @@
-"""Carries drawn slices to their neighbours, for segmenters without a memory of their own."""
+"""Carries drawn slices to their neighbours: by the segmenter's memory, or by clicks where it has none."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -10,18 +10,21 @@ from lib.agent.episode import Episode, Outcome
 from lib.agent.limits import Limits, StopReason
 from lib.agent.loop import place, play
 from lib.agent.protocol import Click
+from lib.agent.segmenter import Propagator
 from lib.imaging import rle
 from lib.imaging.planes import ViewGrid
 from lib.imaging.views import View
 from lib.imaging.windows import Window
 from lib.policies.carry import CarryPolicy, Tissue, resembles
+from lib.policies.clicks import next_click
 
 _TURNS = 6
+Negatives = Mapping[int, list[Click]]
 
 
 def spread(
     drawn: Mapping[int, Outcome],
-    negatives: Mapping[int, list[Click]],
+    negatives: Negatives,
     grid: ViewGrid,
     window: Window,
     engine: Engine,
@@ -35,18 +38,50 @@ def spread(
     carried: dict[int, Outcome] = {}
     seeds = sorted(index for index, outcome in drawn.items() if outcome.final_turn is not None)
     for index in seeds:
-        tissue = _tissue(View(grid, index, window), rle.decode(drawn[index].mask))
         for way in _ways(index, seeds, grid):
-            reference = drawn[index]
-            for neighbour in way:
-                view = View(grid, neighbour, window)
-                outcome = _carry(reference, view, tissue, engine, limits)
-                if outcome is None:
-                    break
-                if neighbour in negatives:
-                    outcome = _corrected(outcome, view, negatives[neighbour], engine, limits)
-                carried[neighbour] = reference = outcome
+            views = [View(grid, neighbour, window) for neighbour in (index, *way)]
+            if isinstance(engine.segmenter, Propagator):
+                found = _remember(drawn[index], views, negatives, engine, engine.segmenter, limits)
+            else:
+                found = _follow(drawn[index], views, negatives, engine, limits)
+            carried |= {outcome.index: outcome for outcome in found}
     return carried
+
+
+def _remember(
+    reference: Outcome, views: Sequence[View], negatives: Negatives, engine: Engine, memory: Propagator, limits: Limits
+) -> Iterator[Outcome]:
+    """On from the first view, whose mask is the reference's, until the object has ended: by the segmenter's memory."""
+    along = memory.propagate(views, rle.decode(reference.mask), limits)
+    for view, (mask, score) in zip(views[1:], along, strict=False):
+        if not mask.any():
+            return
+        outcome = Outcome(
+            index=view.index,
+            window=view.window,
+            stop=StopReason.PROPAGATED,
+            detail=f"from slice {reference.index}",
+            answer="",
+            steps=(),
+            mask=rle.encode(mask),
+            final_turn=None,
+            chosen_because="the segmenter's memory made it",
+            confidence=score,
+        )
+        yield _corrected(outcome, view, negatives, engine, limits)
+
+
+def _follow(
+    reference: Outcome, views: Sequence[View], negatives: Negatives, engine: Engine, limits: Limits
+) -> Iterator[Outcome]:
+    """The same by clicks, from each slice to the next."""
+    tissue = _tissue(views[0], rle.decode(reference.mask))
+    for view in views[1:]:
+        outcome = _carry(reference, view, tissue, engine, limits)
+        if outcome is None:
+            return
+        reference = _corrected(outcome, view, negatives, engine, limits)
+        yield reference
 
 
 def _ways(index: int, seeds: list[int], grid: ViewGrid) -> Iterator[range]:
@@ -70,10 +105,16 @@ def _carry(reference: Outcome, view: View, tissue: Tissue, engine: Engine, limit
     return outcome if outcome.conclusive and outcome.final_turn is not None and resembles(outcome.confidence) else None
 
 
-def _corrected(outcome: Outcome, view: View, negatives: list[Click], engine: Engine, limits: Limits) -> Outcome:
+def _corrected(outcome: Outcome, view: View, negatives: Negatives, engine: Engine, limits: Limits) -> Outcome:
+    """The slice with the person's negative clicks on it, if there are any."""
+    if view.index not in negatives:
+        return outcome
     clicks = [step.action for step in outcome.steps if isinstance(step.action, Click)]
+    if not clicks:
+        mask = rle.decode(outcome.mask)
+        clicks = [click for click in [next_click(np.zeros_like(mask), mask)] if click is not None]
     episode = Episode(view, "", _TURNS)
-    place(episode, [*clicks, *negatives], engine, limits)
+    place(episode, [*clicks, *negatives[view.index]], engine, limits)
     if episode.stop is None:
         episode.end(StopReason.ANNOTATED)
     return episode.outcome()

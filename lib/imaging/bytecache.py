@@ -1,12 +1,12 @@
 """A cache bounded by bytes.
 
-Shared between threads. One lock guards the table and is never held while a value is made; a value that two threads want at once
+Shared between threads. One lock guards the table and is never held while values are made; a value that two threads want at once
 is made by one of them while the other waits for it. A failure reaches all who wait, and is not kept.
 """
 
 import threading
 from collections import OrderedDict
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Sequence
 from concurrent.futures import Future
 from typing import Generic, TypeVar
 
@@ -25,25 +25,35 @@ class ByteCache(Generic[Key, Value]):
 
     def get(self, key: Key, make: Callable[[], Value]) -> Value:
         """The value of `key`, made now if it is not kept. Raises what `make` raises."""
+        return self.get_many([key], lambda _: [make()])[0]
+
+    def get_many(self, keys: Sequence[Key], make_many: Callable[[Sequence[Key]], Sequence[Value]]) -> list[Value]:
+        """The values of `keys`, in order. `make_many` makes those that are neither kept nor being made by another thread: one
+        value per key, each key once. Raises what `make_many` raises."""
+        futures: dict[Key, Future[Value]] = {}
+        mine: list[Key] = []
         with self._lock:
-            future = self._futures.get(key)
-            mine = future is None
-            if future is None:
-                future = self._futures[key] = Future()
-            self._futures.move_to_end(key)
-        if not mine:
-            return future.result()
-        try:
-            value = make()
-        except BaseException as error:
+            for key in keys:
+                if key not in self._futures:
+                    self._futures[key] = Future()
+                    mine.append(key)
+                self._futures.move_to_end(key)
+                futures[key] = self._futures[key]
+        if mine:
+            try:
+                made = dict(zip(mine, make_many(mine), strict=True))
+            except BaseException as error:
+                with self._lock:
+                    for key in mine:
+                        del self._futures[key]
+                for key in mine:
+                    futures[key].set_exception(error)
+                raise
+            for key, value in made.items():
+                futures[key].set_result(value)
             with self._lock:
-                del self._futures[key]
-            future.set_exception(error)
-            raise
-        future.set_result(value)
-        with self._lock:
-            self._evict()
-        return value
+                self._evict()
+        return [futures[key].result() for key in keys]
 
     @property
     def nbytes(self) -> int:

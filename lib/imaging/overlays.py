@@ -40,7 +40,8 @@ def blend(image: np.ndarray, mask: np.ndarray, overlay: Overlay) -> np.ndarray:
     Always start from the original image: overlays are never stacked.
     """
     painted = image.copy()
-    colour = np.array(overlay.colour, dtype=np.float64)
-    mixed = image[mask] * (1 - overlay.alpha) + colour * overlay.alpha
-    painted[mask] = (mixed + 0.5 if overlay.rounded else mixed).astype(np.uint8)
+    for channel, level in enumerate(overlay.colour):
+        mixed = np.arange(256) * (1 - overlay.alpha) + level * overlay.alpha
+        table = (mixed + 0.5 if overlay.rounded else mixed).astype(np.uint8)
+        np.copyto(painted[..., channel], table[image[..., channel]], where=mask)
     return painted

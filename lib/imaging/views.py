@@ -1,6 +1,7 @@
 """The view: the picture of one slice that the agent sees."""
 
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 
@@ -35,7 +36,15 @@ class View:
         return self.window.apply(self.grid.enlarge(self.grid.cut(self.volume.data, self.index), order=1))
 
     def image(self) -> np.ndarray:
-        """uint8 RGB `[height, width, 3]`, without any mask; colour pictures keep their colours."""
+        """uint8 RGB `[height, width, 3]`, without any mask; colour pictures keep their colours. Read-only: it is rendered once,
+        for every turn of an episode."""
+        return self._image
+
+    @cached_property
+    def _image(self) -> np.ndarray:
         if self.volume.colour is not None:
-            return np.ascontiguousarray(self.grid.enlarge(self.grid.cut(self.volume.colour, self.index), order=1))
-        return np.repeat(self.grey()[:, :, None], 3, axis=2)
+            image = np.ascontiguousarray(self.grid.enlarge(self.grid.cut(self.volume.colour, self.index), order=1))
+        else:
+            image = np.repeat(self.grey()[:, :, None], 3, axis=2)
+        image.setflags(write=False)
+        return image

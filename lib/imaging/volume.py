@@ -75,12 +75,14 @@ class Volume:
 
     @cached_property
     def content_hash(self) -> str:
-        """Hex digest of voxels, shape and affine: the key of every cache that depends on this volume."""
+        """Hex digest of voxels, colours, shape and affine: the key of every cache that depends on this volume."""
         digest = hashlib.blake2b(digest_size=16)
         digest.update(f"{self.data.shape}{self.data.dtype}{self.modality}".encode())
         digest.update(np.ascontiguousarray(self.affine, dtype=np.float64).tobytes())
         for k in range(self.data.shape[2]):
             digest.update(np.ascontiguousarray(self.data[:, :, k]).tobytes())
+        if self.colour is not None:
+            digest.update(np.ascontiguousarray(self.colour).tobytes())
         return digest.hexdigest()
 
     @property

@@ -20,22 +20,30 @@ _TOP = 50
 class ReplyEnd(StoppingCriteria):
     """Ends each row at the closing tag of its action or answer, and all rows when nobody wants them any more."""
 
-    def __init__(self, tokenizer: PreTrainedTokenizerBase, prompt_length: int, limits: Bound):
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, closing: torch.Tensor, prompt_length: int, limits: Bound):
+        """`closing` as `closing_tokens` gives it, on the model's device."""
         self._tokenizer = tokenizer
+        self._closing = closing
         self._start = prompt_length
         self._limits = limits
-        self._done: list[bool] = []
+        self._done: torch.Tensor | None = None
 
     def __call__(self, input_ids: torch.Tensor, scores: object, **kwargs: object) -> torch.Tensor:
-        if not self._done:
-            self._done = [False] * len(input_ids)
+        if self._done is None:
+            self._done = torch.zeros(len(input_ids), dtype=torch.bool, device=input_ids.device)
         if self._limits.reached() is not None:
-            self._done = [True] * len(input_ids)
-        # A closing tag is complete only with its last character, so most tokens need no decoding of the whole reply.
-        for row, piece in enumerate(self._tokenizer.batch_decode(input_ids[:, -1:].tolist())):
-            if ">" in piece and not self._done[row]:
-                self._done[row] = complete(str(self._tokenizer.decode(input_ids[row, self._start :].tolist())))
-        return torch.tensor(self._done, device=input_ids.device)
+            self._done[:] = True
+        for row in (self._closing[input_ids[:, -1]] & ~self._done).nonzero().flatten().tolist():
+            self._done[row] = complete(str(self._tokenizer.decode(input_ids[row, self._start :].tolist())))
+        return self._done
+
+
+def closing_tokens(tokenizer: PreTrainedTokenizerBase, vocabulary: int) -> torch.Tensor:
+    """bool `[vocabulary]`: the tokens with which a tag can be closed. Only after one of these can a reply be complete."""
+    tokens = tokenizer.convert_ids_to_tokens(list(range(len(tokenizer))))
+    closing = torch.zeros(vocabulary, dtype=torch.bool)
+    closing[[number for number, token in enumerate(tokens) if token and ">" in token]] = True
+    return closing
 
 
 class Watch(LogitsProcessor):

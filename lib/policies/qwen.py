@@ -34,7 +34,7 @@ from lib.agent.protocol import GRAMMAR, cut
 from lib.errors import EngineError, InputError, OutOfMemory
 from lib.imaging.files import fingerprint
 from lib.policies.conversation import Message, conversation
-from lib.policies.generation import Constraint, ReplyEnd, Sampling, Watch, synchronise
+from lib.policies.generation import Constraint, ReplyEnd, Sampling, Watch, closing_tokens, synchronise
 from lib.policies.language import LanguagePolicy, action_log_probability, seed
 
 
@@ -50,8 +50,8 @@ class QwenConfig(BaseModel):
     """The default is bfloat16 on a GPU, float32 on a CPU."""
     attention: Literal["auto", "eager", "sdpa", "flash_attention_2"] = "auto"
     """The default is flash attention 2 where its package is installed and there is a GPU, else torch's own."""
-    max_new_tokens: int = Field(512, ge=8)
-    max_pixels: int | None = Field(512 * 512, ge=28 * 28)
+    max_new_tokens: int = Field(default=512, ge=8)
+    max_pixels: int | None = Field(default=512 * 512, ge=28 * 28)
     """Pictures are scaled down to so many pixels, as in the published training; null: as the checkpoint says."""
     history: bool = False
     """Whether earlier turns stay in the conversation."""
@@ -59,7 +59,7 @@ class QwenConfig(BaseModel):
     """Whether the literal `<image>` stays in the text, as the released weights expect."""
     grammar: bool = False
     """Whether decoding is constrained to replies of the grammar."""
-    temperature: float = Field(0.7, gt=0)
+    temperature: float = Field(default=0.7, gt=0)
     """For asking again after a reply that could not be used; everything else is greedy."""
     static_cache: bool = False
     """A key-value cache of fixed size, with which transformers compiles the decoding step on a GPU."""
@@ -73,6 +73,8 @@ class Loaded:
     """A transformers model that generates text from text and pictures."""
     processor: Any
     """Its processor: tokeniser, chat template and picture processor."""
+    closing: torch.Tensor
+    """bool `[vocabulary]`: the tokens that can end a reply."""
     grammar: xgrammar.CompiledGrammar | None
     device: torch.device
     about: Mapping[str, str] = field(default_factory=lambda: MappingProxyType({}))
@@ -183,9 +185,10 @@ def prepare(model: Any, processor: Any, config: QwenConfig, about: Mapping[str, 
     if config.max_pixels is not None and size["longest_edge"] > config.max_pixels:
         smallest = min(size["shortest_edge"], config.max_pixels)
         processor.image_processor.size = {"shortest_edge": smallest, "longest_edge": config.max_pixels}
+    vocabulary = model.config.get_text_config().vocab_size
+    closing = closing_tokens(processor.tokenizer, vocabulary).to(model.device)
     grammar = None
     if config.grammar:
-        vocabulary = model.config.get_text_config().vocab_size
         tokens = xgrammar.TokenizerInfo.from_huggingface(processor.tokenizer, vocab_size=vocabulary)
         grammar = xgrammar.GrammarCompiler(tokens).compile_regex(GRAMMAR)
     facts = {
@@ -194,7 +197,7 @@ def prepare(model: Any, processor: Any, config: QwenConfig, about: Mapping[str, 
         "attention": str(model.config._attn_implementation),
         "max_pixels": str(processor.image_processor.size["longest_edge"]),
     }
-    return Loaded(model, processor, grammar, model.device, MappingProxyType({**about, **facts}))
+    return Loaded(model, processor, closing, grammar, model.device, MappingProxyType({**about, **facts}))
 
 
 def _write(
@@ -203,7 +206,9 @@ def _write(
     """The replies to all observations from one left-padded batch, each with what was measured."""
     tokenizer = loaded.processor.tokenizer
     began = time.perf_counter()
-    inputs = _inputs(loaded, [conversation(one, config.history, config.image_mark) for one in observations])
+    conversations = [conversation(one, config.history, config.image_mark) for one in observations]
+    painted = time.perf_counter()
+    inputs = _inputs(loaded, conversations)
     length = inputs["input_ids"].shape[1]
     synchronise(loaded.device)
     ready = time.perf_counter()
@@ -218,14 +223,15 @@ def _write(
             **inputs,
             generation_config=_generation(loaded, config),
             logits_processor=LogitsProcessorList(riders),
-            stopping_criteria=StoppingCriteriaList([ReplyEnd(tokenizer, length, limits)]),
+            stopping_criteria=StoppingCriteriaList([ReplyEnd(tokenizer, loaded.closing, length, limits)]),
         )
     values = watch.log_probabilities(sequences)
     done = time.perf_counter()
     first = watch.first or done
     shared: dict[str, float | int | str] = {
         "batch": len(observations),
-        "processor_s": round((ready - began) / len(observations), 5),
+        "picture_s": round((painted - began) / len(observations), 5),
+        "processor_s": round((ready - painted) / len(observations), 5),
         "prefill_s": round((first - ready) / len(observations), 5),
         "decode_s": round((done - first) / len(observations), 5),
     }
@@ -254,8 +260,8 @@ def _inputs(loaded: Loaded, conversations: Sequence[Sequence[Message]]) -> dict[
                 add_generation_prompt=True,
             )
         texts.append(rendered[key])
-    pictures: list[np.ndarray] = [
-        message.picture for messages in conversations for message in messages if message.picture is not None
+    pictures = [
+        np.array(message.picture) for messages in conversations for message in messages if message.picture is not None
     ]
     on_gpu = {"images_kwargs": {"device": loaded.device}} if loaded.device.type == "cuda" else {}
     inputs = processor(text=texts, images=pictures, padding=True, padding_side="left", return_tensors="pt", **on_gpu)

@@ -25,7 +25,7 @@ from lib.infers.agent import AgentInfer
 from lib.infers.clicks import ClickInfer
 from lib.server.door import Door
 from lib.server.errors import HANDLERS
-from lib.server.routes import infer_routes, run_routes
+from lib.server.routes import engine_routes, infer_routes, run_routes
 from lib.server.runstore import RunStore
 from lib.server.store import PRIVATE, StudiesDatastore
 from lib.server.uploads import upload_routes
@@ -39,21 +39,21 @@ class IBISApp(MONAILabelApp):
     """Segments by language: `ibis_agent` for text, `ibis_click_2d` and `ibis_click_3d` for the annotator's points.
 
     `conf` (`--conf KEY VALUE`): `engine` (a name of configs/engines.yaml, or a YAML file) and the other fields of
-    `lib.engines.build.EngineOptions`, such as `mllm_path`, `workers` (inferences at a time, default 2),
-    `cache_mb` (volumes kept in memory, default 512), `auth` ("token", or "none" to let anyone who reaches the port in),
-    `origins` (comma-separated URLs of other sites whose pages may use this server, such as an OHIF of your own), `hosts`
+    `lib.engines.build.EngineOptions`, such as `mllm_path`; `workers` (inferences at a time, by default as many as the engine is
+    made for), `cache_mb` (volumes kept in memory, default 512), `auth` ("token", or "none" to let anyone who reaches the port
+    in), `origins` (comma-separated URLs of other sites whose pages may use this server, such as an OHIF of your own), `hosts`
     (comma-separated names under which a reverse proxy on this machine passes requests on).
     """
 
     def __init__(self, app_dir: str, studies: str, conf: Mapping[str, str]):
         conf = dict(conf or {})
-        self._workers = _number(conf, "workers", 2)
         self._open_to_all = _open_to_all(conf)
         self._origins = [origin.strip() for origin in conf.get("origins", "").split(",") if origin.strip()]
         self._hosts = frozenset(host.strip().lower() for host in conf.get("hosts", "").split(",") if host.strip())
         self._volumes = VolumeCache(_number(conf, "cache_mb", 512) * 1024**2)
         self._runs = RunStore(_private(studies) / "runs")
         self._engine = build_engine(EngineOptions(**{option: conf[option] for option in OPTIONS if option in conf}))
+        self._workers = _number(conf, "workers", self._engine.runs)
         super().__init__(
             app_dir, studies, conf, name=NAME, version="1.0.0", description="An agent that segments by language, click by click"
         )
@@ -84,7 +84,12 @@ class IBISApp(MONAILabelApp):
     def on_init_complete(self) -> None:
         super().on_init_complete()
         server = sys.modules["monailabel.app"].app
-        routes = [infer_routes(self, self._workers, _stopping()), run_routes(self._runs, self._volumes), upload_routes(self)]
+        routes = [
+            infer_routes(self, self._workers, _stopping()),
+            run_routes(self._runs, self._volumes),
+            engine_routes(self._engine),
+            upload_routes(self),
+        ]
         # The first route that matches answers, so ours stand in front of the stock ones.
         server.router.routes[0:0] = [route for router in routes for route in router.routes]
         server.exception_handlers.update(HANDLERS)

@@ -12,11 +12,14 @@ from fastapi import APIRouter, BackgroundTasks, File, Form, HTTPException, Uploa
 from fastapi.responses import HTMLResponse
 from monailabel.endpoints.infer import ResultType, send_response
 from monailabel.interfaces.app import MONAILabelApp
+from pydantic import BaseModel, ConfigDict, Field
 from starlette.requests import Request
 from starlette.responses import Response
 
+from lib.agent.engine import Engine
 from lib.agent.limits import Limits
 from lib.agent.trace_page import render_page
+from lib.engines.exchange import describe, exchange
 from lib.errors import InputError
 from lib.imaging.cache import VolumeCache
 from lib.infers.task import SEG, http_error
@@ -94,6 +97,30 @@ def run_routes(runs: RunStore, volumes: VolumeCache) -> APIRouter:
             return HTMLResponse(render_page(record, volumes.get(where)))
         except (InputError, FileNotFoundError) as error:
             raise HTTPException(410, f"the image of run {key} is gone or has changed since") from error
+
+    return router
+
+
+class Weights(BaseModel):
+    """Which weights to go on with."""
+
+    model_config = ConfigDict(extra="forbid")
+    model: str | None = Field(None, description="folder in weights/ with a language model; left out: the present one")
+    adapter: str | None = Field(None, description='folder in weights/ with a LoRA adapter; "" takes the present one away')
+
+
+def engine_routes(engine: Engine) -> APIRouter:
+    """`/ibis/engine`: what decides and draws here, and other weights for it."""
+    router = APIRouter(prefix="/ibis/engine", tags=["IBIS"])
+
+    @router.get("", summary="The engine: models, weights, devices, precision")
+    def shown() -> dict[str, Any]:
+        return describe(engine)
+
+    @router.put("/weights", summary="Exchange weights or adapter; requests that run are not dropped")
+    def exchanged(weights: Weights) -> dict[str, Any]:
+        exchange(engine, weights.model, weights.adapter)
+        return describe(engine)
 
     return router
 

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
+from transformers.utils import logging
 
 from lib.agent.prompts import SYSTEM, turn_prompt
 
@@ -58,6 +59,7 @@ def make_tiny_qwen(folder: Path, texts: Sequence[str] = (), seed: int = 0) -> Pa
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         model = Qwen2_5_VLForConditionalGeneration(Qwen2_5_VLConfig(**config))
+    logging.disable_progress_bar()
     model.save_pretrained(folder)
     _write(folder / "config.json", config)
     _write(
