@@ -22,7 +22,7 @@ def describe(engine: Engine) -> dict[str, Any]:
     }
 
 
-def exchange(engine: Engine, model: str | None, adapter: str | None, weights: Path = WEIGHTS) -> None:
+def exchange(engine: Engine, model: str | None, adapter: str | None, weights: Path) -> None:
     """Let the policy go on with another language model, or another adapter of it; "" takes the adapter away.
 
     Both are names of folders in `weights`. They are verified first; requests that run go on, with the old weights to the end of

@@ -24,6 +24,7 @@ Work = Callable[[list[Item], Bound], list[Result | EngineError]]
 
 _POLL = 0.05
 """Seconds between looks at the limits of a call that waits."""
+_UNDONE = EngineError("interrupted")
 
 
 @dataclass(eq=False)
@@ -32,7 +33,8 @@ class _Call(Generic[Item, Result]):
 
     limits: Bound
     waiting: deque[tuple[int, Item]]
-    results: list[Result | EngineError | None]
+    results: list[Result | EngineError]
+    """An error stands where nothing has been done yet."""
     left: int
     since: float = field(default_factory=time.monotonic)
     broken: BaseException | None = None
@@ -65,7 +67,7 @@ class Lane(Generic[Item, Result]):
 
     def order(self, items: Sequence[Item], limits: Bound = UNLIMITED) -> Callable[[], list[Result | EngineError]]:
         """Queue the items without waiting; the function that comes back waits for what `submit` returns."""
-        call: _Call[Item, Result] = _Call(limits, deque(enumerate(items)), [None] * len(items), len(items))
+        call: _Call[Item, Result] = _Call(limits, deque(enumerate(items)), [_UNDONE] * len(items), len(items))
         with self._changed:
             if self._closed:
                 raise EngineError("the engine has been closed")
@@ -80,7 +82,7 @@ class Lane(Generic[Item, Result]):
             call.waiting.clear()
             if call.broken is not None:
                 raise call.broken
-            return [EngineError("interrupted") if result is None else result for result in call.results]
+            return list(call.results)
 
     def close(self) -> None:
         """End the worker threads once their batch is done; calls that wait get an error."""

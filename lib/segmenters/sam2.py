@@ -66,15 +66,16 @@ class Sam2:
         clamp: bool = True,
     ):
         """`precision` is that of matrix products on a GPU; elsewhere it is float32. `cache_bytes` of the device's memory hold
-        embeddings, `embed_batch` pictures are embedded at once. `clamp=False` lets a click at 1.0 fall beyond the last pixel,
-        as the released code does.
+        embeddings, `embed_batch` pictures are embedded at once on a GPU. On a CPU each picture goes alone: batches gain nothing
+        there, and no bit of a mask depends on who else asks. `clamp=False` lets a click at 1.0 fall beyond the last pixel, as
+        the released code does.
         """
         self.name = loaded.name
         self._model = loaded.model
         self._size = loaded.image_size
         self._device = loaded.device
         self._half = _HALF[precision] if self._device.type == "cuda" else None
-        self._embed_batch = embed_batch
+        self._embed_batch = embed_batch if self._device.type == "cuda" else 1
         self._clamp = clamp
         self._mean = torch.tensor(_MEAN, device=self._device)[:, None, None]
         self._deviation = torch.tensor(_DEVIATION, device=self._device)[:, None, None]
@@ -109,7 +110,9 @@ class Sam2:
         for position, canvas in enumerate(canvases):
             alike[len(canvas.clicks)].append(position)
         predictions: list[Prediction | EngineError] = [EngineError("interrupted")] * len(canvases)
-        for positions in alike.values():
+        gpu = self._device.type == "cuda"
+        groups = (part for positions in alike.values() for part in _batches(positions, len(positions) if gpu else 1))
+        for positions in groups:
             if limits.reached() is not None:
                 break
             made = self._decode([canvases[position] for position in positions])

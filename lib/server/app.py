@@ -19,6 +19,7 @@ from starlette.middleware import Middleware
 from starlette.middleware.cors import CORSMiddleware
 
 from lib.engines.build import OPTIONS, EngineOptions, build_engine
+from lib.engines.exchange import WEIGHTS
 from lib.errors import InputError
 from lib.imaging.cache import VolumeCache
 from lib.infers.agent import AgentInfer
@@ -40,9 +41,10 @@ class IBISApp(MONAILabelApp):
 
     `conf` (`--conf KEY VALUE`): `engine` (a name of configs/engines.yaml, or a YAML file) and the other fields of
     `lib.engines.build.EngineOptions`, such as `mllm_path`; `workers` (inferences at a time, by default as many as the engine is
-    made for), `cache_mb` (volumes kept in memory, default 512), `auth` ("token", or "none" to let anyone who reaches the port
-    in), `origins` (comma-separated URLs of other sites whose pages may use this server, such as an OHIF of your own), `hosts`
-    (comma-separated names under which a reverse proxy on this machine passes requests on).
+    made for), `weights` (folder whose models and adapters may be exchanged for the engine's), `cache_mb` (volumes kept in
+    memory, default 512), `auth` ("token", or "none" to let anyone who reaches the port in), `origins` (comma-separated URLs of
+    other sites whose pages may use this server, such as an OHIF of your own), `hosts` (comma-separated names under which a
+    reverse proxy on this machine passes requests on).
     """
 
     def __init__(self, app_dir: str, studies: str, conf: Mapping[str, str]):
@@ -53,6 +55,7 @@ class IBISApp(MONAILabelApp):
         self._volumes = VolumeCache(_number(conf, "cache_mb", 512) * 1024**2)
         self._runs = RunStore(_private(studies) / "runs")
         self._engine = build_engine(EngineOptions(**{option: conf[option] for option in OPTIONS if option in conf}))
+        self._weights = Path(conf["weights"]) if conf.get("weights") else WEIGHTS
         self._workers = _number(conf, "workers", self._engine.runs)
         super().__init__(
             app_dir, studies, conf, name=NAME, version="1.0.0", description="An agent that segments by language, click by click"
@@ -87,7 +90,7 @@ class IBISApp(MONAILabelApp):
         routes = [
             infer_routes(self, self._workers, _stopping()),
             run_routes(self._runs, self._volumes),
-            engine_routes(self._engine),
+            engine_routes(self._engine, self._weights),
             upload_routes(self),
         ]
         # The first route that matches answers, so ours stand in front of the stock ones.

@@ -5,6 +5,7 @@ import os
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from pathlib import Path
 from threading import Event
 from typing import Annotated, Any
 
@@ -105,12 +106,16 @@ class Weights(BaseModel):
     """Which weights to go on with."""
 
     model_config = ConfigDict(extra="forbid")
-    model: str | None = Field(None, description="folder in weights/ with a language model; left out: the present one")
-    adapter: str | None = Field(None, description='folder in weights/ with a LoRA adapter; "" takes the present one away')
+    model: str | None = Field(
+        None, description="folder with a language model, in the weights folder; left out: the present one"
+    )
+    adapter: str | None = Field(
+        None, description='folder with a LoRA adapter, in the weights folder; "" takes the present one away'
+    )
 
 
-def engine_routes(engine: Engine) -> APIRouter:
-    """`/ibis/engine`: what decides and draws here, and other weights for it."""
+def engine_routes(engine: Engine, weights: Path) -> APIRouter:
+    """`/ibis/engine`: what decides and draws here, and other weights for it, from the folder `weights`."""
     router = APIRouter(prefix="/ibis/engine", tags=["IBIS"])
 
     @router.get("", summary="The engine: models, weights, devices, precision")
@@ -118,8 +123,8 @@ def engine_routes(engine: Engine) -> APIRouter:
         return describe(engine)
 
     @router.put("/weights", summary="Exchange weights or adapter; requests that run are not dropped")
-    def exchanged(weights: Weights) -> dict[str, Any]:
-        exchange(engine, weights.model, weights.adapter)
+    def exchanged(wanted: Weights) -> dict[str, Any]:
+        exchange(engine, wanted.model, wanted.adapter, weights)
         return describe(engine)
 
     return router

@@ -16,7 +16,6 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
-from pydantic import ValidationError
 
 from lib.agent.engine import Engine
 from lib.agent.limits import Limits, StopReason
@@ -24,7 +23,7 @@ from lib.agent.policy import Decision, Observation
 from lib.agent.protocol import GRAMMAR, Click, Reply, parse, render
 from lib.agent.run import RunRequest, run
 from lib.engines.tiny.lesson import SIDE, tiny_agent
-from lib.errors import EngineError, InputError
+from lib.errors import EngineError
 from lib.imaging.planes import Plane, ViewGrid, ViewPoint
 from lib.imaging.views import View
 from lib.imaging.volume import Modality, Volume
@@ -391,54 +390,3 @@ def test_a_capped_picture_keeps_its_proportions(height, width, cap):
     small = capped(np.zeros((height, width, 3), np.uint8), cap)
     assert small.shape[0] * small.shape[1] <= cap
     assert abs(small.shape[0] / height - small.shape[1] / width) <= 1 / min(height, width) + 1e-9
-
-
-# What is checked before.
-
-
-def test_readiness_names_every_endpoint_and_its_reason(policy):
-    listing = {"/v1/models": (200, {"data": [{"id": "other"}]})}
-    locked = {"/v1/models": (401, {"detail": "key"})}
-    gone = f"http://127.0.0.1:{free_port()}/v1"
-    with (
-        FaultyServer(pages=listing) as wrong,
-        FaultyServer(pages=locked) as shut,
-        FaultyServer() as stranger,
-        pytest.raises(InputError) as caught,
-    ):
-        policy(wrong.url, shut.url, stranger.url, gone).check_ready()
-    assert caught.value.field == "endpoints"
-    assert caught.value.message == (
-        f"no endpoint serves m ({wrong.url}: serves other; {shut.url}: 401, the key is refused; {stranger.url}: no "
-        f"OpenAI-compatible server: 404 for /models, 404 for /health; {gone}: connection refused): start the model server or "
-        "correct `endpoints`"
-    )
-
-
-def test_a_listed_model_is_ready(policy):
-    with FaultyServer(pages={"/v1/models": (200, {"data": [{"id": "base"}, {"id": "m"}]})}) as one:
-        assert policy(one.url).check_ready() == {}
-
-
-def test_a_missing_key_is_said_at_once(policy, monkeypatch):
-    monkeypatch.delenv("MODEL_KEY", raising=False)
-    with pytest.raises(InputError, match="environment variable MODEL_KEY"):
-        policy("http://127.0.0.1:1/v1", api_key_env="MODEL_KEY")
-
-
-@pytest.mark.parametrize(
-    "endpoints",
-    [[], ["ftp://a/v1"], ["a/v1"], ["http://user:key@a/v1"], ["http://a/v1?key=1"], ["http://a/v1", "http://a/v1/"]],
-)
-def test_endpoints_are_plain_web_addresses(endpoints):
-    with pytest.raises(ValidationError):
-        OpenAIConfig(model="m", endpoints=endpoints)
-
-
-def test_it_offers_the_anatomy_and_takes_any_text(policy, seen):
-    remote = policy("http://127.0.0.1:1/v1")
-    assert {"liver", "lung_left"} <= set(remote.structures)
-    remote.check(seen[0].view.volume, "the thing that looks odd")
-    assert remote.window_preset("left lung") == "lung"
-    assert remote.window_preset("the thing that looks odd") is None
-    assert remote.about["model"] == "m"

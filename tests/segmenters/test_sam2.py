@@ -234,8 +234,8 @@ def test_colour_pictures_with_equal_greys_are_told_apart(segmenter: Sam2) -> Non
 
 def test_what_is_no_longer_wanted_is_left(segmenter: Sam2, networks: dict[int, LoadedSam2]) -> None:
     views = slices(5)
-    short = Sam2(networks[256], embed_batch=2)
-    states = short.start(views, After(1))
+    short = Sam2(networks[256])
+    states = short.start(views, After(2))
     assert [isinstance(state, EngineError) for state in states] == [False, False, True, True, True]
     states = segmenter.start(views)
     stopped = segmenter.click(states, [clicks_on(n, 1)[0] for n in range(5)], After(0))
