@@ -1,5 +1,6 @@
 """Builds engines from `configs/engines.yaml`, or from an engine file of one's own."""
 
+import logging
 from collections.abc import Callable
 from dataclasses import dataclass, fields
 from functools import cache
@@ -15,6 +16,8 @@ from lib.agent.policy import Policy
 from lib.agent.segmenter import Segmenter
 from lib.config import CONFIGS, load_config
 from lib.errors import InputError
+
+logger = logging.getLogger(__name__)
 
 
 class PartConfig(BaseModel):
@@ -252,8 +255,9 @@ class Sam2Config(BaseModel):
 def _openai(settings: dict[str, Any], site: Site) -> Policy:
     from lib.policies.openai import OpenAIConfig, OpenAIPolicy
 
-    policy = OpenAIPolicy(OpenAIConfig.model_validate(settings))
-    policy.check_ready()
+    policy = OpenAIPolicy(OpenAIConfig.model_validate(settings), cap_pixels=site.pixel_cap)
+    for endpoint, reason in policy.check_ready().items():
+        logger.warning("%s is left aside until it answers: %s", endpoint, reason)
     return policy
 
 

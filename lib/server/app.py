@@ -19,7 +19,7 @@ from starlette.middleware import Middleware
 from starlette.middleware.cors import CORSMiddleware
 
 from lib.engines.build import OPTIONS, EngineOptions, build_engine
-from lib.engines.exchange import WEIGHTS
+from lib.engines.hotswap import WEIGHTS
 from lib.errors import InputError
 from lib.imaging.cache import VolumeCache
 from lib.infers.agent import AgentInfer

@@ -20,7 +20,7 @@ from starlette.responses import Response
 from lib.agent.engine import Engine
 from lib.agent.limits import Limits
 from lib.agent.trace_page import render_page
-from lib.engines.exchange import describe, exchange
+from lib.engines.hotswap import describe, exchange
 from lib.errors import InputError
 from lib.imaging.cache import VolumeCache
 from lib.infers.task import SEG, http_error
