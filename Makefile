@@ -35,7 +35,7 @@ serve: setup
 	$(RUN) main.py serve --studies "$(STUDIES)"
 
 bench: setup
-	$(RUN) main.py bench
+	$(RUN) main.py bench --output out/bench.md
 
 clean:
 	rm -rf $(VENV) out

@@ -162,19 +162,9 @@ def _phantom(folder: Path) -> Path:
 
 def _write(path: Path, tables: list[Table]) -> None:
     """The tables as Markdown, with the machine and the versions that they were measured with."""
-    import os
-    import platform
-    from importlib.metadata import version
+    from lib.engines.machine import describe_machine
 
-    versions = ", ".join(
-        f"{name} {version(name)}" for name in ("monailabel", "torch", "transformers", "sam2", "numpy", "scipy")
-    )
-    lines = [
-        "# Benchmark",
-        "",
-        f"{platform.platform()}, {os.cpu_count()} cores, Python {platform.python_version()}, {versions}",
-        "",
-    ]
+    lines = ["# Benchmark", "", describe_machine(), ""]
     for table in tables:
         if table.title:
             lines += [f"## {table.title}", ""]
@@ -183,4 +173,5 @@ def _write(path: Path, tables: list[Table]) -> None:
         lines.append("|" + "---|" * len(table.columns))
         lines += ["| " + " | ".join(str(cell) for cell in row) + " |" for row in zip(*cells, strict=True)]
         lines.append("")
+    path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text("\n".join(lines), encoding="utf-8")

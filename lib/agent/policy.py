@@ -83,6 +83,7 @@ class Policy(Protocol):
     @property
     def about(self) -> Mapping[str, str]:
         """What exactly decides, for the record: weights, device, precision. Empty where the name says it all."""
+
     structures: tuple[str, ...]
     """Names of the structures that viewers offer as classes, beside free text."""
 

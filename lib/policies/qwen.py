@@ -260,9 +260,7 @@ def _inputs(loaded: Loaded, conversations: Sequence[Sequence[Message]]) -> dict[
                 add_generation_prompt=True,
             )
         texts.append(rendered[key])
-    pictures = [
-        np.array(message.picture) for messages in conversations for message in messages if message.picture is not None
-    ]
+    pictures = [np.array(message.picture) for messages in conversations for message in messages if message.picture is not None]
     on_gpu = {"images_kwargs": {"device": loaded.device}} if loaded.device.type == "cuda" else {}
     inputs = processor(text=texts, images=pictures, padding=True, padding_side="left", return_tensors="pt", **on_gpu)
     return {name: tensor.to(loaded.device) for name, tensor in inputs.items()}

@@ -1,5 +1,7 @@
 """A policy that plays written replies: one script per slice."""
 
+from types import MappingProxyType
+
 from lib.agent.engine import Engine
 from lib.agent.policy import Decision
 from lib.agent.protocol import Click, Reply, Terminate, render
@@ -20,7 +22,7 @@ class Scripted:
 
     name = "scripted"
     structures = ()
-    about = {}
+    about = MappingProxyType({})
 
     def __init__(self, scripts):
         self.scripts = scripts

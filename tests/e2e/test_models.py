@@ -1,7 +1,6 @@
 """The real server with real model classes on tiny checkpoints: in process, and with the language model behind a server."""
 
 import io
-import json
 import shutil
 import threading
 import time
@@ -166,7 +165,12 @@ def test_weights_are_exchanged_without_dropping_a_request(server):
         asker.join()
     assert set(codes) == {200}
     assert engine() == first
-    for wanted, word in (({"model": "nobody"}, "taught"), ({"model": "../x"}, "model:"), ({"adapter": "taught"}, "adapter:"), ({}, "name")):
+    for wanted, word in (
+        ({"model": "nobody"}, "taught"),
+        ({"model": "../x"}, "model:"),
+        ({"adapter": "taught"}, "adapter:"),
+        ({}, "name"),
+    ):
         refused = put(**wanted)
         assert refused.status_code == 422
         assert word in refused.json()["detail"]
@@ -194,6 +198,7 @@ def test_the_model_server_dies_and_comes_back(discs, sam2, tiny_qwen, tmp_path):
             model.start()
             after = ask(server, "disc0", prompt="bright disc", max_turns=3)
             assert after["status"] == "complete"
-            said = [[[step["reply"] for step in one["steps"]] for one in trace_of(server, p)["slices"]] for p in (before, after)]
+            said = [
+                [[step["reply"] for step in one["steps"]] for one in trace_of(server, p)["slices"]] for p in (before, after)
+            ]
             assert said[0] == said[1]
-            assert json.dumps(said)
