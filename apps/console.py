@@ -7,21 +7,19 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from lib.agent.episode import Episode
+from lib.agent.loop import Observer
 
 _terminal = Console()
 console = _terminal if _terminal.is_terminal else Console(width=140)
 """Standard output: as wide as the terminal, or wide enough for every table where there is none."""
 
 
-class RunProgress:
+class RunProgress(Observer):
     """An observer that moves a progress bar as episodes end."""
 
     def __init__(self, progress: Progress, label: str, total: int):
         self._progress = progress
         self._task = progress.add_task(label, total=total)
-
-    def stepped(self, episode: Episode) -> None:
-        pass
 
     def ended(self, episode: Episode) -> None:
         self._progress.advance(self._task)

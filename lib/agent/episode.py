@@ -75,6 +75,11 @@ class Outcome:
     """Support or score of the chosen mask, 0..1; None when nobody gave one."""
 
     @property
+    def found(self) -> bool:
+        """Whether anything of the target was drawn on the slice."""
+        return rle.area(self.mask) > 0
+
+    @property
     def conclusive(self) -> bool:
         """False when the episode was cut short, or never got a usable reply: an empty mask is then not an answer."""
         if self.stop is StopReason.PROTOCOL_ERROR:

@@ -3,17 +3,19 @@
 import time
 from collections.abc import Iterable, Iterator
 from itertools import islice
-from typing import Protocol
 
 from lib.agent.engine import Engine
-from lib.agent.episode import Episode
+from lib.agent.episode import Episode, Outcome
 from lib.agent.limits import Limits, StopReason
 from lib.agent.protocol import Click
 from lib.errors import EngineError
 
 
-class Observer(Protocol):
+class Observer:
     """Who wants to watch: a progress bar, a recorder. Called from the run's own thread, between forward passes."""
+
+    def started(self, episode: Episode) -> None:
+        """The episode's slice is about to be looked at."""
 
     def stepped(self, episode: Episode) -> None:
         """The episode's last step is complete."""
@@ -21,12 +23,17 @@ class Observer(Protocol):
     def ended(self, episode: Episode) -> None:
         """The episode has its stop reason."""
 
+    def settled(self, outcome: Outcome) -> None:
+        """A slice has its outcome: an episode's, or one that was brought from another slice. Of two for one slice the later
+        counts."""
+
 
 def play(episodes: Iterable[Episode], engine: Engine, limits: Limits, observers: Iterable[Observer] = ()) -> Iterator[Episode]:
     """Play all episodes to their end and yield each as it ends, `engine.batch` at a time: where one ends, the next begins."""
     waiting = iter(episodes)
     watchers = tuple(observers)
-    active = list(islice(waiting, engine.batch))
+    active: list[Episode] = []
+    _join(active, islice(waiting, engine.batch), watchers)
     while active:
         reason = limits.reached()
         for episode in active:
@@ -40,7 +47,14 @@ def play(episodes: Iterable[Episode], engine: Engine, limits: Limits, observers:
                     watcher.ended(episode)
                 yield episode
         active = [episode for episode in active if episode.stop is None]
-        active += islice(waiting, engine.batch - len(active))
+        _join(active, islice(waiting, engine.batch - len(active)), watchers)
+
+
+def _join(active: list[Episode], fresh: Iterable[Episode], watchers: tuple[Observer, ...]) -> None:
+    for episode in fresh:
+        active.append(episode)
+        for watcher in watchers:
+            watcher.started(episode)
 
 
 def place(episode: Episode, clicks: Iterable[Click], engine: Engine, limits: Limits) -> None:

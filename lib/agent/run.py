@@ -2,8 +2,9 @@
 
 import re
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
 
 import numpy as np
 
@@ -80,7 +81,7 @@ class RunResult:
             return f"{prompt}: unfinished, {len(self.unfinished)} of {len(self.outcomes)} slices have no answer ({reasons})"
         if not self.voxels:
             return f"{prompt}: absent" + ("" if self.volume.planar else f" on all {len(self.outcomes)} slices")
-        shown = [o for o in self.outcomes if o.final_turn is not None]
+        shown = [o for o in self.outcomes if o.found]
         if self.volume.planar:
             return f"{prompt}: {self.voxels} pixels, {100 * self.voxels / self.mask.size:.1f} % of the picture"
         return f"{prompt}: {self.volume_ml:.1f} ml on {len(shown)} of {len(self.outcomes)} slices"
@@ -110,11 +111,17 @@ def select_slices(text: str, grid: ViewGrid) -> tuple[int, ...]:
 
 
 def run(
-    request: RunRequest, volume: Volume, engine: Engine, limits: Limits | None = None, observers: Sequence[Observer] = ()
+    request: RunRequest,
+    volume: Volume,
+    engine: Engine,
+    limits: Limits | None = None,
+    observers: Sequence[Observer] = (),
+    known: Mapping[int, Outcome] = MappingProxyType({}),
 ) -> RunResult:
     """Play one episode on each chosen slice of `volume` and put the masks together on the volume's own grid.
 
-    Raises InputError when the request cannot be carried out; what goes wrong later is data on the result.
+    `known` holds conclusive outcomes of slices that need not be played again: a run goes on where an earlier one ended. Raises
+    InputError when the request cannot be carried out; what goes wrong later is data on the result.
     """
     prompt = request.prompt.strip()
     if not prompt:
@@ -131,16 +138,19 @@ def run(
     engine.policy.check(volume, prompt)
     window = choose_window(volume, request.window, engine.policy.window_preset(prompt))
     own = engine.conduct.slice_window and request.window.strip().lower() in ("", "auto") and not volume.planar
-    views = (View(grid, index, slice_window(grid.cut(volume.data, index)) if own else window) for index in slices)
+    open_slices = (index for index in slices if index not in known)
+    views = (View(grid, index, slice_window(grid.cut(volume.data, index)) if own else window) for index in open_slices)
     began = time.perf_counter()
     mask = np.zeros(volume.data.shape, dtype=np.uint8)
-    outcomes: list[Outcome] = []
+    outcomes = [known[index] for index in slices if index in known]
     episodes = (Episode(view, prompt, request.max_turns, overlay, engine.conduct) for view in views)
     for episode in play(episodes, engine, limits or Limits(), observers):
         outcome = episode.outcome()
         outcomes.append(outcome)
-        if outcome.final_turn is not None:
-            grid.paste(rle.decode(outcome.mask), outcome.index, mask)
+        for watcher in observers:
+            watcher.settled(outcome)
+    for outcome in outcomes:
+        grid.paste(rle.decode(outcome.mask), outcome.index, mask)
     return RunResult(
         request=request,
         engine=engine,

@@ -3,11 +3,9 @@
 from datetime import UTC, datetime
 from typing import Any
 
-from lib.agent.episode import Outcome, Step
-from lib.agent.protocol import Click, ProtocolError
+from lib.agent.record import to_record, window_record
 from lib.agent.run import RunResult
 from lib.imaging.overlays import overlay_named
-from lib.imaging.windows import Window
 
 SCHEMA = 1
 
@@ -41,7 +39,7 @@ def to_trace(result: RunResult) -> dict[str, Any]:
             "warnings": list(volume.warnings),
         },
         "plane": request.plane.value,
-        "window": _window(result.window),
+        "window": window_record(result.window),
         "overlay": {"name": overlay.name, "colour": list(overlay.colour), "alpha": overlay.alpha, "rounded": overlay.rounded},
         "view_size": list(result.grid.size),
         "max_turns": request.max_turns,
@@ -53,51 +51,5 @@ def to_trace(result: RunResult) -> dict[str, Any]:
         "turns": len(steps),
         "voxels": result.voxels,
         "volume_ml": round(result.volume_ml, 3),
-        "slices": [_slice(outcome) for outcome in result.outcomes],
+        "slices": [to_record(outcome) for outcome in result.outcomes],
     }
-
-
-def _slice(outcome: Outcome) -> dict[str, Any]:
-    return {
-        "index": outcome.index,
-        "window": _window(outcome.window),
-        "stop_reason": outcome.stop.value,
-        "stop_detail": outcome.detail,
-        "answer": outcome.answer,
-        "confidence": _rounded(outcome.confidence),
-        "final_turn": outcome.final_turn,
-        "chosen_because": outcome.chosen_because,
-        "steps": [_step(step) for step in outcome.steps],
-    }
-
-
-def _window(window: Window) -> dict[str, Any]:
-    return {"name": window.name, "low": window.low, "high": window.high}
-
-
-def _step(step: Step) -> dict[str, Any]:
-    return {
-        "turn": step.turn,
-        "actor": step.actor.value,
-        "reply": step.reply,
-        "thought": step.thought,
-        "action": _action(step),
-        "mask": step.mask,
-        "score": _rounded(step.score),
-        "support": _rounded(step.support),
-        "seconds": {"policy": round(step.policy_seconds, 5), "segmenter": round(step.segmenter_seconds, 5)},
-        "details": dict(step.details),
-    }
-
-
-def _action(step: Step) -> dict[str, Any]:
-    action = step.action
-    if isinstance(action, Click):
-        return {"kind": "positive" if action.positive else "negative", "x": action.point.x, "y": action.point.y}
-    if isinstance(action, ProtocolError):
-        return {"kind": "error", "detail": action.fault.value}
-    return {"kind": "terminate", "detail": action.answer}
-
-
-def _rounded(value: float | None) -> float | None:
-    return None if value is None else round(value, 4)

@@ -28,3 +28,8 @@ def decode(rle: Rle) -> np.ndarray:
 def empty(width: int, height: int) -> Rle:
     """The mask without a pixel."""
     return encode(np.zeros((height, width), dtype=bool))
+
+
+def area(rle: Rle) -> int:
+    """How many pixels the mask has."""
+    return int(coco.area({"size": rle["size"], "counts": rle["counts"].encode("ascii")}))

@@ -9,7 +9,7 @@ import pytest
 
 from lib.agent.episode import Actor, Episode
 from lib.agent.limits import Limits, StopReason
-from lib.agent.loop import place
+from lib.agent.loop import Observer, place
 from lib.agent.protocol import Click
 from lib.agent.run import RunRequest, run, select_slices
 from lib.agent.targets import merge, split_prompts
@@ -130,12 +130,9 @@ def test_the_deadline_keeps_what_there_is(ball):
 def test_cancel_between_turns(ball):
     cancelled = threading.Event()
 
-    class Watcher:
+    class Watcher(Observer):
         def stepped(self, episode):
             cancelled.set()
-
-        def ended(self, episode):
-            pass
 
     playing = engine({i: [CENTRE, AWAY, STOP] for i in range(6)}, batch=2)
     result = run(RunRequest("ball"), ball, playing, Limits(cancelled=cancelled), [Watcher()])

@@ -19,6 +19,7 @@ from PIL import Image
 
 from lib.agent.engine import Engine
 from lib.agent.limits import Limits, StopReason
+from lib.agent.loop import Observer
 from lib.agent.policy import Decision, Observation
 from lib.agent.protocol import GRAMMAR, Click, Reply, parse, render
 from lib.agent.run import RunRequest, run
@@ -157,12 +158,9 @@ def test_one_of_two_endpoints_is_dead_and_all_goes_on(server, policy, seen):
 
 
 def test_a_run_outlives_its_server_and_the_next_one_finds_it_again(server, policy):
-    class Killer:
+    class Killer(Observer):
         def __init__(self):
             self.episodes = 0
-
-        def stepped(self, episode):
-            pass
 
         def ended(self, episode):
             self.episodes += 1
