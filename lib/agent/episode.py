@@ -51,6 +51,8 @@ class Step:
     segmenter_seconds: float = 0.0
     details: Mapping[str, Any] = field(default_factory=dict)
     """Whatever else the policy measured: token counts, log-probability."""
+    undone: bool = False
+    """Taken back later: kept for the record, with the mask that it made then, and no part of the episode any more."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -122,7 +124,7 @@ class Episode:
 
     def observation(self) -> Observation:
         """What the policy sees next."""
-        actions = tuple(step.action for step in self._steps if not isinstance(step.action, ProtocolError))
+        actions = tuple(step.action for step in self._kept() if not isinstance(step.action, ProtocolError))
         return Observation(self.prompt, self.view, self._mask, actions, self._complaint, self.overlay, tuple(self._past()))
 
     def decide(self, decision: Decision) -> Click | None:
@@ -153,6 +155,14 @@ class Episode:
         """Take a person's click; hand it to the segmenter and its prediction to `apply`."""
         self._steps.append(Step(len(self._steps) + 1, Actor.ANNOTATOR, "", "", click))
         return click
+
+    def recall(self, step: Step, prediction: Prediction | None) -> None:
+        """Take a step of an earlier episode of this slice, in order; `prediction` is what its click makes now, None for a step
+        that has none."""
+        if prediction is not None:
+            step = replace(step, mask=rle.encode(prediction.mask), score=prediction.score)
+            self._mask, self.state = prediction.mask, prediction.state
+        self._steps.append(step)
 
     def apply(self, prediction: Prediction, seconds: float) -> None:
         """Take the segmenter's answer to the last click."""
@@ -197,12 +207,14 @@ class Episode:
 
     def _choose(self) -> tuple[Step | None, str]:
         """The best-supported mask, not blindly the last."""
-        masked = [step for step in self._steps if step.mask is not None]
+        masked = [step for step in self._kept() if step.mask is not None]
         if self.stop is StopReason.ABSENT or not masked:
             return None, "there is no mask"
         last = masked[-1]
         if last.actor is Actor.ANNOTATOR:
             return last, "the annotator's last click made it"
+        if self.stop is StopReason.ANNOTATED:
+            return last, "the annotator left it so"
         if not self.conduct.best_mask:
             return last, "the last one, as released"
         judged = [step for step in masked if step.support is not None]
@@ -222,9 +234,12 @@ class Episode:
         if isinstance(action, ProtocolError) and turn >= self.max_turns:
             self.end(StopReason.MAX_TURNS, f"{self.max_turns} turns")
 
+    def _kept(self) -> list[Step]:
+        return [step for step in self._steps if not step.undone]
+
     def _past(self) -> Iterator[Past]:
         shown: Rle | None = None
-        for step in self._steps:
+        for step in self._kept():
             if not isinstance(step.action, ProtocolError):
                 yield Past(shown, step.reply or render(Reply(step.thought, step.action)))
             shown = step.mask if step.mask is not None else shown
@@ -234,7 +249,7 @@ class Episode:
         if support is None:
             return
         for position in reversed(range(len(self._steps))):
-            if self._steps[position].mask is not None:
+            if self._steps[position].mask is not None and not self._steps[position].undone:
                 self._steps[position] = replace(self._steps[position], support=support)
                 return
 

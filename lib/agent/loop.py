@@ -57,7 +57,9 @@ def _join(active: list[Episode], fresh: Iterable[Episode], watchers: tuple[Obser
             watcher.started(episode)
 
 
-def place(episode: Episode, clicks: Iterable[Click], engine: Engine, limits: Limits) -> None:
+def place(
+    episode: Episode, clicks: Iterable[Click], engine: Engine, limits: Limits, observers: Iterable[Observer] = ()
+) -> None:
     """Place a person's clicks on one episode, in order. The episode stays open unless a limit or a failure ends it."""
     for click in clicks:
         reason = limits.reached()
@@ -65,7 +67,7 @@ def place(episode: Episode, clicks: Iterable[Click], engine: Engine, limits: Lim
             episode.end(reason)
             return
         episode.annotate(click)
-        _segment([(episode, click)], engine, limits, ())
+        _segment([(episode, click)], engine, limits, tuple(observers))
         if episode.stop is not None:
             return
 

@@ -69,6 +69,7 @@ def step_record(step: Step) -> dict[str, Any]:
         "support": _rounded(step.support),
         "seconds": {"policy": round(step.policy_seconds, 5), "segmenter": round(step.segmenter_seconds, 5)},
         "details": dict(step.details),
+        "undone": step.undone,
     }
 
 
@@ -85,6 +86,7 @@ def _step(record: Mapping[str, Any]) -> Step:
         policy_seconds=record["seconds"]["policy"],
         segmenter_seconds=record["seconds"]["segmenter"],
         details=record["details"],
+        undone=record["undone"],
     )
 
 

@@ -10,7 +10,7 @@ from PIL import Image
 
 from lib.agent.labels import write_label_seg
 from lib.agent.run import RunResult
-from lib.agent.targets import merge
+from lib.agent.targets import OVERLAP, merge
 from lib.agent.trace import to_trace
 from lib.agent.trace_page import render_page
 from lib.errors import InputError
@@ -46,7 +46,7 @@ def write_results(folder: Path, results: Sequence[RunResult]) -> Written:
         outdated.unlink()
     volume = results[0].volume
     labels, overlap = merge(results, range(1, len(results) + 1))
-    notes = [f"{overlap} voxels were claimed by two targets; each went to the one named first"] if overlap else []
+    notes = [OVERLAP.format(overlap)] if overlap else []
     paths = [folder / ("mask.png" if volume.planar else "mask.nii.gz")]
     if volume.sheared:
         paths.append(folder / "mask.nrrd")

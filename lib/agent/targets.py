@@ -27,15 +27,24 @@ def split_prompts(text: str) -> tuple[str, ...]:
     return prompts
 
 
-def merge(results: Sequence[RunResult], values: Sequence[int]) -> tuple[np.ndarray, int]:
-    """One uint8 label map `[i, j, k]` of several runs on one volume, and how many voxels two of them claimed.
+OVERLAP = "{} voxels were claimed by two targets; each went to the one whose slice is more confident"
+"""What to tell about an overlap."""
 
-    `values[n]` is the voxel value of `results[n]`. A voxel that two runs claim goes to the first.
+
+def merge(results: Sequence[RunResult], values: Sequence[int]) -> tuple[np.ndarray, int]:
+    """One uint8 label map `[i, j, k]` of several runs on one volume along one plane, and how many voxels two of them claimed.
+
+    `values[n]` is the voxel value of `results[n]`. On each slice a voxel that two runs claim goes to the one with the higher
+    confidence there, of equally confident ones to the first.
     """
     labels = np.zeros(results[0].mask.shape, dtype=np.uint8)
-    overlap = 0
-    for result, value in zip(results, values, strict=True):
-        found = result.mask.astype(bool)
-        overlap += int(np.count_nonzero(labels[found]))
-        labels[found & (labels == 0)] = value
-    return labels, overlap
+    claims = np.zeros_like(labels)
+    grid = results[0].grid
+    confidence = [{outcome.index: outcome.confidence or 0.0 for outcome in result.outcomes} for result in results]
+    for index in range(grid.slice_count):
+        order = sorted(range(len(results)), key=lambda n: (confidence[n].get(index, 0.0), -n))
+        for n in order:
+            found = grid.cut(results[n].mask, index).astype(bool)
+            grid.cut(labels, index)[found] = values[n]
+            grid.cut(claims, index)[found] += 1
+    return labels, int(np.count_nonzero(claims > 1))

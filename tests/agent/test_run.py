@@ -2,6 +2,7 @@
 
 import threading
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -216,6 +217,10 @@ def test_several_prompts_make_one_label_map(ball):
     assert set(np.unique(labels)) == {0, 1, 2}
     assert overlap == np.count_nonzero(first.mask[:, :, 3])
     assert (labels[:, :, 3] != 2).all()
+    surer = tuple(replace(outcome, confidence=0.99) for outcome in second.outcomes)
+    labels, _ = merge([first, replace(second, outcomes=surer)], [1, 2])
+    assert (labels[:, :, 3] != 1).all()
+    assert (labels[:, :, 2] != 2).all()
     for text in ("", " ; ", ";".join(map(str, range(21)))):
         with pytest.raises(InputError):
             split_prompts(text)
