@@ -56,7 +56,7 @@ def bench(
     if part is not Part.RUNS:
         sizes = _sizes(batches)
         loaded = _loop_models(random_weights, mllm_path, sam2_ckpt, sam2_cfg, device, static_cache)
-        tables.append(_loops(loaded, sizes, turns, slices, reply_tokens))
+        tables += _loops(loaded, sizes, turns, slices, reply_tokens)
     if output is not None:
         _write(output, tables)
         console.print(str(output), highlight=False)
@@ -125,8 +125,8 @@ def _loop_models(
         return random_models(picked, static_cache) if random_weights else tiny_models(picked)
 
 
-def _loops(loaded: "Models", sizes: list[int], turns: int, slices: int, reply_tokens: int) -> Table:
-    """One column for each loop."""
+def _loops(loaded: "Models", sizes: list[int], turns: int, slices: int, reply_tokens: int) -> list[Table]:
+    """One column for each loop, and what they mean for whole volumes."""
     from lib.engines.benchmark.loop import STAGES, measure_loops
 
     rows = []
@@ -149,6 +149,26 @@ def _loops(loaded: "Models", sizes: list[int], turns: int, slices: int, reply_to
     table.add_row("in forward passes %", *(f"{100 * row.forward:.1f}" for row in rows))
     table.add_row("peak memory MB", *(f"{row.peak_bytes / 2**20:.0f}" for row in rows))
     console.print(table)
+    gpu = loaded.language.device.type == "cuda"
+    points = [(size, size * row.seconds / row.turns) for size, row in zip(sizes, rows[1:], strict=True)]
+    forecasts = _forecasts(points if gpu else None)
+    console.print(forecasts)
+    return [table, forecasts]
+
+
+def _forecasts(points: "list[tuple[int, float]] | None") -> Table:
+    """Whole volumes on one H200 and on eight, from measured turns, or from arithmetic where there is no GPU to measure."""
+    from lib.engines.benchmark.forecast import SLICE_MM, TURNS, between, forecast, roofline
+
+    source = "turns as measured here" if points else "turns derived from the H200's peak rates, not measured"
+    title = f"Forecast: {source}; {TURNS} turns on a slice with the target, 1 without, 40 % with it, {SLICE_MM:g} mm apart"
+    table = Table("slices", "plan", "looked at", "decisions", "s on one H200", "s on eight", title=title)
+    cost = between(sorted(points)) if points else roofline
+    for slices in (150, 600):
+        for plan in ("all", "auto"):
+            one, eight = (forecast(slices, plan, gpus, cost) for gpus in (1, 8))
+            times = (f"{one.seconds:.0f}", f"{eight.seconds:.0f}")
+            table.add_row(str(slices), plan, str(one.looks), str(one.calls), *times)
     return table
 
 

@@ -6,7 +6,7 @@ from contextlib import contextmanager
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-from lib.agent.episode import Episode
+from lib.agent.episode import Outcome
 from lib.agent.loop import Observer
 
 _terminal = Console()
@@ -15,13 +15,13 @@ console = _terminal if _terminal.is_terminal else Console(width=140)
 
 
 class RunProgress(Observer):
-    """An observer that moves a progress bar as episodes end."""
+    """An observer that moves a progress bar as slices are settled."""
 
     def __init__(self, progress: Progress, label: str, total: int):
         self._progress = progress
         self._task = progress.add_task(label, total=total)
 
-    def ended(self, episode: Episode) -> None:
+    def settled(self, outcome: Outcome) -> None:
         self._progress.advance(self._task)
 
 

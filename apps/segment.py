@@ -28,7 +28,9 @@ def segment(
     device: models.Device = "",
     protocol: models.Protocol = "",
     use_history: models.UseHistory = "",
-    slices: Annotated[str, typer.Option(help='"all", or numbers and ranges such as "12, 20-35"')] = "all",
+    slices: Annotated[
+        str, typer.Option(help='"all", "auto" (key slices), "every 4", or numbers and ranges such as "12, 20-35"')
+    ] = "all",
     plane: Annotated[Plane, typer.Option(help="the plane to cut along")] = Plane.AXIAL,
     window: Annotated[str, typer.Option(help='"auto", a preset, "percentile" or "LOW,HIGH"')] = "auto",
     overlay: Annotated[
@@ -47,9 +49,10 @@ def segment(
 
     from lib.agent.limits import Limits
     from lib.agent.results import write_results
-    from lib.agent.run import run, select_slices
     from lib.agent.targets import split_prompts
     from lib.engines.build import EngineOptions, build_engine
+    from lib.engines.together import run_targets
+    from lib.engines.volumes.strategy import covered_slices
     from lib.errors import InputError
     from lib.imaging.load import load_volume
     from lib.imaging.planes import ViewGrid
@@ -63,17 +66,15 @@ def segment(
     with console.status("Reading the image"):
         volume = load_volume(image, series=series or None, modality=modality)
     limits = Limits(deadline=time.monotonic() + budget_s)
-    total = len(select_slices(slices, ViewGrid(volume, plane)))
-    results = []
+    total = len(covered_slices(slices, ViewGrid(volume, plane)))
+    requests = [RunRequest(text, plane, slices, max_turns, window, overlay) for text in prompts]
     with progress_bar() as progress:
-        for text in prompts:
-            asked = RunRequest(text, plane, slices, max_turns, window, overlay)
-            results.append(run(asked, volume, built, limits, [RunProgress(progress, text, total)]))
+        results = run_targets(requests, volume, built, limits, [[RunProgress(progress, text, total)] for text in prompts])
     written = write_results(output, results)
 
     table = Table("target", "answer", "slices", "turns", "seconds")
     for result in results:
-        shown = sum(outcome.final_turn is not None for outcome in result.outcomes)
+        shown = sum(outcome.found for outcome in result.outcomes)
         turns = sum(len(outcome.steps) for outcome in result.outcomes)
         table.add_row(
             result.request.prompt, result.answer, f"{shown} of {len(result.outcomes)}", str(turns), f"{result.seconds:.1f}"

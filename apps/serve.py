@@ -10,7 +10,7 @@ from apps.console import console
 from lib.errors import InputError
 
 APP = Path(__file__).resolve().parent.parent
-_CONF = ("workers", "weights", "cache_mb", "auth", "origins", "hosts")
+_CONF = ("workers", "runs_per_user", "weights", "cache_mb", "auth", "origins", "hosts")
 _LOOPBACK = ("127.0.0.1", "localhost", "::1")
 
 

@@ -18,4 +18,6 @@ class Engine:
     """How many slices of a run go through the parts together."""
     runs: int = 2
     """How many runs at a time it is made for."""
+    shares_batches: bool = False
+    """Whether runs that are played at once go through its models together, and so cost less than one after the other."""
     conduct: Conduct = CORRECTED

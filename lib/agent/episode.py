@@ -71,7 +71,7 @@ class Outcome:
     mask: Rle
     """The chosen mask, of the view's size."""
     final_turn: int | None
-    """The turn whose mask was chosen; None when there is none."""
+    """The turn whose mask was chosen; None when there is none, or no turn of this episode made it."""
     chosen_because: str
     confidence: float | None
     """Support or score of the chosen mask, 0..1; None when nobody gave one."""
@@ -102,7 +102,9 @@ class Episode:
         max_turns: int,
         overlay: Overlay = OVERLAYS["inference"],
         conduct: Conduct = CORRECTED,
+        given: Prediction | None = None,
     ):
+        """`given` is a mask brought from other slices: the policy sees it first, approves it or clicks on from its state."""
         self.view = view
         self.prompt = prompt
         self.max_turns = max_turns
@@ -117,6 +119,12 @@ class Episode:
         self._masks: Counter[str] = Counter()
         self._complaint = ""
         self._faults = 0
+        self._given: list[Step] = []
+        if given is not None:
+            self._mask, self.state = given.mask, given.state
+            mask = rle.encode(given.mask)
+            self._given = [Step(0, Actor.AGENT, "", "", Terminate(), mask, given.score)]
+            self._masks[mask["counts"]] += 1
 
     @property
     def steps(self) -> tuple[Step, ...]:
@@ -200,14 +208,14 @@ class Episode:
             answer=self._answer,
             steps=self.steps,
             mask=chosen.mask if chosen is not None and chosen.mask is not None else rle.empty(*self.view.size),
-            final_turn=chosen.turn if chosen is not None else None,
+            final_turn=chosen.turn or None if chosen is not None else None,
             chosen_because=because,
             confidence=confidence,
         )
 
     def _choose(self) -> tuple[Step | None, str]:
         """The best-supported mask, not blindly the last."""
-        masked = [step for step in self._kept() if step.mask is not None]
+        masked = [step for step in (*self._given, *self._kept()) if step.mask is not None]
         if self.stop is StopReason.ABSENT or not masked:
             return None, "there is no mask"
         last = masked[-1]
@@ -238,7 +246,7 @@ class Episode:
         return [step for step in self._steps if not step.undone]
 
     def _past(self) -> Iterator[Past]:
-        shown: Rle | None = None
+        shown: Rle | None = self._given[0].mask if self._given else None
         for step in self._kept():
             if not isinstance(step.action, ProtocolError):
                 yield Past(shown, step.reply or render(Reply(step.thought, step.action)))
@@ -252,6 +260,7 @@ class Episode:
             if self._steps[position].mask is not None and not self._steps[position].undone:
                 self._steps[position] = replace(self._steps[position], support=support)
                 return
+        self._given = [replace(step, support=support) for step in self._given]
 
     def _repeats(self, click: Click) -> bool:
         recent = [step.action for step in self._steps[-SAME_CLICK:]]

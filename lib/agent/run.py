@@ -31,7 +31,8 @@ class RunRequest:
     prompt: str
     plane: Plane = Plane.AXIAL
     slices: str = "all"
-    """Either "all", or numbers and ranges such as "12, 20-35", counted from the patient's left, posterior, inferior side."""
+    """"all", numbers and ranges such as "12, 20-35", or a stride such as "every 4", counted from the patient's left, posterior,
+    inferior side. `lib.engines.volumes` also knows "auto", and fills the slices between those of a stride."""
     max_turns: int = DEFAULT_TURNS
     window: str = "auto"
     overlay: str = "inference"
@@ -87,20 +88,29 @@ class RunResult:
         return f"{prompt}: {self.volume_ml:.1f} ml on {len(shown)} of {len(self.outcomes)} slices"
 
 
+STRIDE = re.compile(r"every\s+([1-9]\d{0,5})", re.ASCII | re.IGNORECASE)
 _RANGE = re.compile(r"(\d{1,6})(?:\s*-\s*(\d{1,6}))?", re.ASCII)
 
 
 def select_slices(text: str, grid: ViewGrid) -> tuple[int, ...]:
-    """The acquired slices that `text` names ("all", "12, 20-35"), ascending. Raises InputError with the field "slices"."""
+    """The acquired slices that `text` names ("all", "12, 20-35", "every 4"), ascending.
+
+    Raises InputError with the field "slices".
+    """
     if len(text) > 2000:
         raise InputError("the slices are longer than 2000 characters", "slices")
     if text.strip().lower() in ("", "all"):
         return grid.acquired
+    stride = STRIDE.fullmatch(text.strip())
+    if stride is not None:
+        return grid.acquired[:: int(stride[1])]
     chosen: set[int] = set()
     for part in text.split(","):
         match = _RANGE.fullmatch(part.strip())
         if match is None:
-            raise InputError(f'slices {text!r} is not understood: use all, or numbers and ranges such as "12, 20-35"', "slices")
+            raise InputError(
+                f'slices {text!r} is not understood: use all, a stride such as "every 4", or "12, 20-35"', "slices"
+            )
         first, last = int(match[1]), int(match[2] or match[1])
         if last < first:
             raise InputError(f"slices {part.strip()!r} runs backwards: write {last}-{first}", "slices")

@@ -97,7 +97,8 @@ def _build(options: EngineOptions) -> Engine:
     site = Site(config, home, options.device or config.device, conduct.pixel_cap, conduct.clamp)
     policy = _made(POLICIES, "policy", config.policy, _changed(config.policy, options, _OF_POLICY), site)
     segmenter = _made(SEGMENTERS, "segmenter", config.segmenter, _changed(config.segmenter, options, _OF_SEGMENTER), site)
-    return Engine(name, policy, segmenter, config.batch, config.runs, conduct)
+    shares = config.policy.kind != "rules"
+    return Engine(name, policy, segmenter, config.batch, config.runs, shares, conduct)
 
 
 @dataclass(frozen=True)

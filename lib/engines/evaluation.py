@@ -12,9 +12,12 @@ import numpy as np
 from pydantic import BaseModel, ConfigDict
 
 from lib.agent.engine import Engine
-from lib.agent.run import RunRequest, run
+from lib.agent.limits import StopReason
+from lib.agent.run import RunRequest, RunResult
 from lib.config import load_config
+from lib.engines.volumes.run import run_volume
 from lib.errors import ImageError, InputError, UnknownTarget
+from lib.imaging import rle
 from lib.imaging.load import load_volume
 from lib.imaging.volume import Modality, Volume
 
@@ -51,7 +54,10 @@ class Score:
     false_voxels: int = 0
     """Voxels of the mask outside the reference."""
     turns: int = 0
+    """How often the policy was asked."""
     seconds: float = 0.0
+    carried: tuple[tuple[float, float], ...] = ()
+    """Confidence and Dice of each slice whose mask came from other slices."""
     skipped: str = ""
     """Why it was not compared; empty when it was."""
 
@@ -86,8 +92,14 @@ def find_cases(folder: Path, names: Sequence[str]) -> Iterator[Case]:
         yield Case(item["path"], folder / item["path"], references, labels, modality)
 
 
-def evaluate_case(case: Case, engine: Engine, only: Sequence[str] = ()) -> Iterator[Score]:
-    """Run the engine for every structure of `configs/evaluation.yaml` (or those named in `only`) and compare."""
+def evaluate_case(
+    case: Case, engine: Engine, only: Sequence[str] = (), slices: Sequence[str] = ("all",)
+) -> Iterator[tuple[Score, ...]]:
+    """Run the engine for every structure of `configs/evaluation.yaml` (or those named in `only`) and compare.
+
+    `slices` are what the runs look at, each as a request's; a structure has one score for each of them. What cannot be compared
+    has one score that says why.
+    """
     config = load_config("evaluation", EvaluationConfig)
     unknown = [name for name in only if name not in config.structures]
     if unknown:
@@ -98,7 +110,7 @@ def evaluate_case(case: Case, engine: Engine, only: Sequence[str] = ()) -> Itera
         volume = load_volume(case.image, modality=case.modality)
         reference = _reference(case, volume)
     except ImageError as error:
-        yield Score("all structures", skipped=error.message)
+        yield (Score("all structures", skipped=error.message),)
         return
     for name, patterns in config.structures.items():
         if only and name not in only:
@@ -106,7 +118,11 @@ def evaluate_case(case: Case, engine: Engine, only: Sequence[str] = ()) -> Itera
         values = [value for value, label in case.labels.items() if any(fnmatch(label, pattern) for pattern in patterns)]
         if not values and (name in config.never_absent or len(case.labels) < config.complete):
             continue
-        yield _compare(name, np.isin(reference, values), volume, engine)
+        truth = np.isin(reference, values)
+        try:
+            yield tuple(_compare(name, truth, run_volume(RunRequest(name, slices=text), volume, engine)) for text in slices)
+        except UnknownTarget as error:
+            yield (Score(name, skipped=error.message),)
 
 
 def dice(mask: np.ndarray, reference: np.ndarray) -> float:
@@ -115,13 +131,9 @@ def dice(mask: np.ndarray, reference: np.ndarray) -> float:
     return 2 * int(np.count_nonzero(mask & reference)) / total if total else 1.0
 
 
-def _compare(name: str, truth: np.ndarray, volume: Volume, engine: Engine) -> Score:
-    try:
-        result = run(RunRequest(name), volume, engine)
-    except UnknownTarget as error:
-        return Score(name, skipped=error.message)
+def _compare(name: str, truth: np.ndarray, result: RunResult) -> Score:
     mask = result.mask.astype(bool)
-    voxel_ml = abs(float(np.linalg.det(volume.affine[:3, :3]))) / 1000
+    voxel_ml = abs(float(np.linalg.det(result.volume.affine[:3, :3]))) / 1000
     return Score(
         structure=name,
         dice=dice(mask, truth) if truth.any() else None,
@@ -130,7 +142,16 @@ def _compare(name: str, truth: np.ndarray, volume: Volume, engine: Engine) -> Sc
         false_voxels=int(np.count_nonzero(mask & ~truth)),
         turns=sum(len(outcome.steps) for outcome in result.outcomes),
         seconds=result.seconds,
+        carried=tuple(_carried(result, truth)),
     )
+
+
+def _carried(result: RunResult, truth: np.ndarray) -> Iterator[tuple[float, float]]:
+    grid = result.grid
+    for outcome in result.outcomes:
+        if outcome.stop is StopReason.PROPAGATED and outcome.confidence is not None:
+            there = grid.enlarge(grid.cut(truth, outcome.index), order=0)
+            yield outcome.confidence, dice(rle.decode(outcome.mask), there)
 
 
 def _labels(item: dict[str, Any]) -> dict[int, str]:

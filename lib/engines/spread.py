@@ -1,24 +1,22 @@
 """Carries drawn slices to their neighbours: by the segmenter's memory, or by clicks where it has none."""
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import replace
 
 import numpy as np
 
 from lib.agent.engine import Engine
 from lib.agent.episode import Episode, Outcome
 from lib.agent.limits import Limits, StopReason
-from lib.agent.loop import place, play
+from lib.agent.loop import place
 from lib.agent.protocol import Click
 from lib.agent.segmenter import Propagator
+from lib.engines.volumes.carrying import TURNS, draw, tissue_of
 from lib.imaging import rle
 from lib.imaging.planes import ViewGrid
 from lib.imaging.views import View
 from lib.imaging.windows import Window
-from lib.policies.carry import CarryPolicy, Tissue, resembles
 from lib.policies.clicks import next_click
 
-_TURNS = 6
 Negatives = Mapping[int, list[Click]]
 
 
@@ -75,12 +73,12 @@ def _follow(
     reference: Outcome, views: Sequence[View], negatives: Negatives, engine: Engine, limits: Limits
 ) -> Iterator[Outcome]:
     """The same by clicks, from each slice to the next."""
-    tissue = _tissue(views[0], rle.decode(reference.mask))
+    tissue = tissue_of(views[0], rle.decode(reference.mask))
     for view in views[1:]:
-        outcome = _carry(reference, view, tissue, engine, limits)
-        if outcome is None:
+        drawn = draw(view, rle.decode(reference.mask), tissue, engine, limits)
+        if not drawn.found:
             return
-        reference = _corrected(outcome, view, negatives, engine, limits)
+        reference = _corrected(drawn.outcome, view, negatives, engine, limits)
         yield reference
 
 
@@ -92,19 +90,6 @@ def _ways(index: int, seeds: list[int], grid: ViewGrid) -> Iterator[range]:
     yield range(index + 1, grid.slice_count if above is None else (index + above) // 2 + 1)
 
 
-def _tissue(view: View, mask: np.ndarray) -> Tissue:
-    inside = view.grey()[mask]
-    return Tissue(float(np.median(inside)), float(inside.std())) if inside.size else Tissue(0.0, 0.0)
-
-
-def _carry(reference: Outcome, view: View, tissue: Tissue, engine: Engine, limits: Limits) -> Outcome | None:
-    """The object of the neighbouring slice on this one, or None where it does not go on."""
-    carrier = replace(engine, policy=CarryPolicy(rle.decode(reference.mask), tissue))
-    (episode,) = play([Episode(view, "", _TURNS)], carrier, limits)
-    outcome = episode.outcome()
-    return outcome if outcome.conclusive and outcome.final_turn is not None and resembles(outcome.confidence) else None
-
-
 def _corrected(outcome: Outcome, view: View, negatives: Negatives, engine: Engine, limits: Limits) -> Outcome:
     """The slice with the person's negative clicks on it, if there are any."""
     if view.index not in negatives:
@@ -113,7 +98,7 @@ def _corrected(outcome: Outcome, view: View, negatives: Negatives, engine: Engin
     if not clicks:
         mask = rle.decode(outcome.mask)
         clicks = [click for click in [next_click(np.zeros_like(mask), mask)] if click is not None]
-    episode = Episode(view, "", _TURNS)
+    episode = Episode(view, "", TURNS)
     place(episode, [*clicks, *negatives[view.index]], engine, limits)
     if episode.stop is None:
         episode.end(StopReason.ANNOTATED)

@@ -9,21 +9,16 @@ import numpy as np
 from monailabel.interfaces.tasks.infer_v2 import InferType
 
 from lib.agent.engine import Engine
-from lib.agent.episode import Episode, Outcome
-from lib.agent.limits import Limits, StopReason
-from lib.agent.loop import place
 from lib.agent.protocol import Click
-from lib.engines.spread import spread
-from lib.errors import EngineError, InputError
+from lib.errors import InputError
 from lib.imaging import rle
 from lib.imaging.cache import VolumeCache
 from lib.imaging.planes import Plane, ViewGrid, VoxelIndex
-from lib.imaging.views import View
 from lib.imaging.volume import Volume
-from lib.imaging.windows import Window, choose_window
 from lib.infers.agent import AgentInfer
+from lib.infers.asked import Annotator, Placed, Worked
 from lib.infers.options import ClickOptions
-from lib.infers.task import TARGET, Answer, IBISInfer, image_of, limits
+from lib.infers.task import TARGET, Answer, IBISInfer, image_of, limits, user_of
 
 Clicks = dict[int, list[Click]]
 
@@ -31,18 +26,26 @@ Clicks = dict[int, list[Click]]
 class ClickInfer(IBISInfer):
     """Points are voxel indices `[i, j, k]` of the image file; slices are cut across the file's k axis.
 
-    In two dimensions each slice with points is drawn on its own. In three, slices with foreground points are drawn and carried
-    both ways until the object ends or another drawn slice is near; without a point, the agent looks for what `label` names.
+    They become steps of the run that looked for what `label` names, after the agent's: see `lib.infers.asked.Annotator`. In two
+    dimensions the slices with points come back. In three they are carried both ways until the object ends or another drawn
+    slice is near, and the whole object comes back; without a point, the agent looks for what `label` names.
     """
 
     options = ClickOptions
 
     def __init__(
-        self, engine: Engine, volumes: VolumeCache, structures: tuple[str, ...], dimension: int, agent: AgentInfer
+        self,
+        engine: Engine,
+        volumes: VolumeCache,
+        structures: tuple[str, ...],
+        dimension: int,
+        agent: AgentInfer,
+        annotator: Annotator,
     ) -> None:
         about = "each slice on its own" if dimension == 2 else "carried through the volume; without points, the agent"
         super().__init__(engine, volumes, (TARGET, *structures), InferType.DEEPGROW, dimension, f"Your points, {about}")
         self._agent = agent
+        self._annotator = annotator
 
     def infer(self, request: Mapping[str, Any]) -> Answer:
         options = ClickOptions.read(request)
@@ -54,36 +57,32 @@ class ClickInfer(IBISInfer):
                     "foreground",
                 )
             return self._ask_agent(request, options)
-        volume = self.volumes.get(image_of(request))
-        bounds = limits(request, options.budget_s)
+        image = image_of(request)
+        volume = self.volumes.get(image)
         grid = ViewGrid(volume, Plane.across(volume, 2))
-        preset = self.engine.policy.window_preset(options.label.replace("_", " "))
-        window = choose_window(volume, options.window, preset)
         positive, negative = _by_slice(grid, options)
-        outcomes = {index: self._draw(View(grid, index, window), positive, negative, bounds) for index in sorted(positive)}
-        carried = spread(outcomes, negative, grid, window, self.engine, bounds) if self.dimension == 3 else {}
+        name = "" if options.label == TARGET else options.label
+        placed = Placed(
+            image=image,
+            image_id=str(request.get("image_id") or image.path.name),
+            user=user_of(request),
+            name=name,
+            plane=grid.plane,
+            window=options.window,
+            positive=positive,
+            negative=negative,
+        )
+        worked = self._annotator.work(placed, carry=self.dimension == 3, limits=limits(request, options.budget_s))
         mask = np.zeros(volume.data.shape, dtype=np.uint8)
-        for index, outcome in (outcomes | carried).items():
+        for index, outcome in {**worked.drawn, **worked.carried}.items():
             grid.paste(rle.decode(outcome.mask), index, mask)
-        params = _params(outcomes, carried, volume, window, mask)
-        return Answer(mask, volume, {options.label or TARGET: 1}, params, automatic=False)
+        return Answer(mask, volume, {options.label or TARGET: 1}, _params(worked, volume, mask), automatic=False)
 
     def _ask_agent(self, request: Mapping[str, Any], options: ClickOptions) -> Answer:
         asked = {"label": options.label, "window": options.window, "budget_s": options.budget_s}
         where = {key: request.get(key) for key in ("image", "series", "limits")}
         answer = self._agent.infer(asked | where)
         return replace(answer, labels={options.label: 1})
-
-    def _draw(self, view: View, positive: Clicks, negative: Clicks, bounds: Limits) -> Outcome:
-        clicks = positive[view.index] + negative.get(view.index, [])
-        episode = Episode(view, TARGET, max_turns=len(clicks))
-        place(episode, clicks, self.engine, bounds)
-        if episode.stop is None:
-            episode.end(StopReason.ANNOTATED)
-        outcome = episode.outcome()
-        if outcome.stop is StopReason.FAILED:
-            raise EngineError(outcome.detail)
-        return outcome
 
 
 def _by_slice(grid: ViewGrid, options: ClickOptions) -> tuple[Clicks, Clicks]:
@@ -101,20 +100,17 @@ def _by_slice(grid: ViewGrid, options: ClickOptions) -> tuple[Clicks, Clicks]:
     return sides[0], sides[1]
 
 
-def _params(
-    drawn: Mapping[int, Outcome],
-    carried: Mapping[int, Outcome],
-    volume: Volume,
-    window: Window,
-    mask: np.ndarray,
-) -> dict[str, Any]:
+def _params(worked: Worked, volume: Volume, mask: np.ndarray) -> dict[str, Any]:
+    outcomes = {**worked.drawn, **worked.carried}
+    windows = {str(outcome.window) for outcome in outcomes.values()}
     return {
-        "window": str(window),
+        "run": worked.key,
+        "window": ", ".join(sorted(windows)),
         "warnings": list(volume.warnings),
-        "status": "complete" if all(outcome.conclusive for outcome in drawn.values()) else "incomplete",
+        "status": "complete" if all(outcome.conclusive for outcome in worked.drawn.values()) else "incomplete",
         "voxels": int(np.count_nonzero(mask)),
         "slices": [
-            {"index": o.index, "stop_reason": o.stop.value, "carried": o.index in carried, "confidence": o.confidence}
-            for o in sorted([*drawn.values(), *carried.values()], key=lambda o: o.index)
+            {"index": o.index, "stop_reason": o.stop.value, "carried": o.index in worked.carried, "confidence": o.confidence}
+            for o in sorted(outcomes.values(), key=lambda o: o.index)
         ],
     }

@@ -25,6 +25,8 @@ from lib.infers.options import Options
 
 TARGET = "target"
 """The label for whatever a free-text prompt names."""
+ANYONE = "anonymous"
+"""The user of clients that do not say who they are."""
 SEG = ".seg.dcm"
 _EXTENSIONS = (".nrrd", ".nii.gz", ".nii", SEG)
 
@@ -70,7 +72,7 @@ class IBISInfer(InferTask):
             if extension not in _EXTENSIONS:
                 raise InputError(f"{extension!r} cannot be written: use {', '.join(_EXTENSIONS)}", "result_extension")
             answer = self.infer(request)
-            path = _write(answer, extension, str(request.get("result_compress")).lower() in ("true", "1"))
+            path = write_answer(answer, extension, str(request.get("result_compress")).lower() in ("true", "1"))
             return path, {"label_names": answer.labels, **answer.params}
         except InputError as error:
             raise http_error(error) from error
@@ -83,10 +85,28 @@ class IBISInfer(InferTask):
 
 
 def limits(request: Mapping[str, Any], budget_s: float) -> Limits:
-    """The limits of a request whose time budget starts now; the server can cancel it through the `limits` that it put in."""
+    """The limits of a request whose time budget starts now: `budget_s`, or the stock `timeout` if that is shorter.
+
+    The server can cancel it through the `limits` that it put in. Raises InputError with the field "timeout".
+    """
+    timeout = request.get("timeout")
+    if timeout is not None:
+        if isinstance(timeout, bool) or not isinstance(timeout, int | float) or not timeout > 0:
+            raise InputError(f"{str(timeout)[:80]!r} is not a number of seconds above 0", "timeout")
+        budget_s = min(budget_s, timeout)
     given = request.get("limits")
     cancelled = given.cancelled if isinstance(given, Limits) else threading.Event()
     return Limits(deadline=time.monotonic() + budget_s, cancelled=cancelled)
+
+
+def user_of(request: Mapping[str, Any]) -> str:
+    """Whose request it is: what the client calls itself in `client_id`. Raises InputError with that field."""
+    user = request.get("client_id")
+    if user is None or user == "":
+        return ANYONE
+    if not isinstance(user, str) or len(user) > 128 or not user.isprintable():
+        raise InputError("must be at most 128 printable characters", "client_id")
+    return user
 
 
 def image_of(request: Mapping[str, Any], modality: Modality | None = None) -> ImageRef:
@@ -99,7 +119,8 @@ def http_error(error: InputError) -> HTTPException:
     return HTTPException(422, detail=f"{error.field}: {error.message}" if error.field else error.message)
 
 
-def _write(answer: Answer, extension: str, compress: bool) -> str:
+def write_answer(answer: Answer, extension: str, compress: bool) -> str:
+    """A new temporary file with the answer's mask, its path. Raises InputError when it cannot be of that kind."""
     handle, name = tempfile.mkstemp(prefix="ibis-", suffix=extension)
     os.close(handle)
     try:

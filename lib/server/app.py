@@ -26,9 +26,16 @@ from lib.infers.agent import AgentInfer
 from lib.infers.clicks import ClickInfer
 from lib.server.door import Door
 from lib.server.errors import HANDLERS
-from lib.server.routes import engine_routes, infer_routes, run_routes
+from lib.server.jobroutes import job_routes, run_routes
+from lib.server.jobs.clicks import ClickDesk
+from lib.server.jobs.queue import JobQueue
+from lib.server.jobs.refusal import Refusal, answer_refusal
+from lib.server.jobs.runs import Runs
+from lib.server.jobs.takeover import Takeover
+from lib.server.routes import engine_routes, infer_routes
 from lib.server.runstore import RunStore
 from lib.server.store import PRIVATE, StudiesDatastore
+from lib.server.takeroutes import takeover_routes
 from lib.server.uploads import upload_routes
 
 logger = logging.getLogger(__name__)
@@ -41,10 +48,11 @@ class IBISApp(MONAILabelApp):
 
     `conf` (`--conf KEY VALUE`): `engine` (a name of configs/engines.yaml, or a YAML file) and the other fields of
     `lib.engines.build.EngineOptions`, such as `mllm_path`; `workers` (inferences at a time, by default as many as the engine is
-    made for), `weights` (folder whose models and adapters may be exchanged for the engine's), `cache_mb` (volumes kept in
-    memory, default 512), `auth` ("token", or "none" to let anyone who reaches the port in), `origins` (comma-separated URLs of
-    other sites whose pages may use this server, such as an OHIF of your own), `hosts` (comma-separated names under which a
-    reverse proxy on this machine passes requests on).
+    made for; one more is kept for clicks), `runs_per_user` (that may wait or run at a time, default 20), `weights` (folder
+    whose models and adapters may be exchanged for the engine's), `cache_mb` (volumes kept in memory, default 512), `auth`
+    ("token", or "none" to let anyone who reaches the port in), `origins` (comma-separated URLs of other sites whose pages may
+    use this server, such as an OHIF of your own), `hosts` (comma-separated names under which a reverse proxy on this machine
+    passes requests on).
     """
 
     def __init__(self, app_dir: str, studies: str, conf: Mapping[str, str]):
@@ -53,10 +61,11 @@ class IBISApp(MONAILabelApp):
         self._origins = [origin.strip() for origin in conf.get("origins", "").split(",") if origin.strip()]
         self._hosts = frozenset(host.strip().lower() for host in conf.get("hosts", "").split(",") if host.strip())
         self._volumes = VolumeCache(_number(conf, "cache_mb", 512) * 1024**2)
-        self._runs = RunStore(_private(studies) / "runs")
         self._engine = build_engine(EngineOptions(**{option: conf[option] for option in OPTIONS if option in conf}))
         self._weights = Path(conf["weights"]) if conf.get("weights") else WEIGHTS
-        self._workers = _number(conf, "workers", self._engine.runs)
+        self._queue = JobQueue(_number(conf, "workers", self._engine.runs), _number(conf, "runs_per_user", 20))
+        self._runs = Runs(RunStore(_private(studies) / "runs"), self._queue, self._engine, self._volumes)
+        self._takeover = Takeover(self._runs, self._queue, self._engine, self._volumes)
         super().__init__(
             app_dir, studies, conf, name=NAME, version="1.0.0", description="An agent that segments by language, click by click"
         )
@@ -74,11 +83,12 @@ class IBISApp(MONAILabelApp):
     def init_infers(self) -> dict[str, InferTask]:
         engine, volumes = self._engine, self._volumes
         structures = engine.policy.structures
-        agent = AgentInfer(engine, volumes, self._runs.add, structures)
+        agent = AgentInfer(engine, volumes, self._runs, structures)
+        clicks = ClickDesk(self._runs, self._takeover, engine, volumes)
         return {
             "ibis_agent": agent,
-            "ibis_click_2d": ClickInfer(engine, volumes, structures, 2, agent),
-            "ibis_click_3d": ClickInfer(engine, volumes, structures, 3, agent),
+            "ibis_click_2d": ClickInfer(engine, volumes, structures, 2, agent, clicks),
+            "ibis_click_3d": ClickInfer(engine, volumes, structures, 3, agent, clicks),
         }
 
     def init_batch_infer(self) -> BatchInferTask:
@@ -87,15 +97,21 @@ class IBISApp(MONAILabelApp):
     def on_init_complete(self) -> None:
         super().on_init_complete()
         server = sys.modules["monailabel.app"].app
+        stopping = _stopping(self._queue)
+        agent = self._infers["ibis_agent"]
+        assert isinstance(agent, AgentInfer)
+        self._runs.recover()
         routes = [
-            infer_routes(self, self._workers, _stopping()),
-            run_routes(self._runs, self._volumes),
+            infer_routes(self, stopping),
+            job_routes(self._queue),
+            run_routes(self, agent, self._runs, self._volumes, stopping),
+            takeover_routes(self._runs, self._takeover, self._volumes),
             engine_routes(self._engine, self._weights),
             upload_routes(self),
         ]
         # The first route that matches answers, so ours stand in front of the stock ones.
         server.router.routes[0:0] = [route for router in routes for route in router.routes]
-        server.exception_handlers.update(HANDLERS)
+        server.exception_handlers.update({**HANDLERS, Refusal: answer_refusal})
         # Stock MONAI Label lets the pages of every site in.
         server.user_middleware[:] = [
             Middleware(Door, os.environ.get("IBIS_TOKEN", ""), self._open_to_all, self._hosts),
@@ -106,15 +122,24 @@ class IBISApp(MONAILabelApp):
         logging.getLogger("monailabel").setLevel(logging.WARNING)  # its INFO lines hold whole requests and file names
 
 
-def _stopping() -> threading.Event:
-    """Set when the process is told to stop, before the server waits for the requests it still has."""
+def _stopping(queue: JobQueue) -> threading.Event:
+    """Set when the process is told to stop. What the queue works on is interrupted first; only then the server hears of it, as
+    it ends the process as soon as its requests are answered. A second signal passes at once."""
     stopping = threading.Event()
 
     def note(before: Any) -> Callable[[int, Any], None]:
-        def handle(number: int, frame: Any) -> None:
-            stopping.set()
+        def end(number: int) -> None:
+            queue.close()
             if callable(before):
-                before(number, frame)
+                before(number, None)
+
+        def handle(number: int, frame: Any) -> None:
+            if stopping.is_set():
+                if callable(before):
+                    before(number, frame)
+                return
+            stopping.set()
+            threading.Thread(target=end, args=(number,), name="stopping").start()
 
         return handle
 

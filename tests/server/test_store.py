@@ -1,22 +1,17 @@
-"""Image files and DICOM series side by side, and finished runs on disk."""
+"""Image files and DICOM series side by side."""
 
 import os
 import threading
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from lib.agent.run import RunRequest, run
-from lib.engines.build import build_engine
 from lib.errors import InputError
 from lib.imaging.cache import ImageRef, VolumeCache
 from lib.imaging.load import load_volume
 from lib.imaging.masks import write_mask, write_volume
 from lib.imaging.phantom import make_phantom, write_series
-from lib.imaging.volume import Modality
-from lib.server.runstore import RunStore
 from lib.server.store import StudiesDatastore
 
 EXTENSIONS = ["*.nii.gz", "*.nii", "*.nrrd"]
@@ -151,20 +146,6 @@ def test_requests_at_once_never_see_half_a_table(store):
     for thread in threads:
         thread.join()
     assert not wrong
-
-
-def test_finished_runs_are_kept_up_to_a_number_by_several_threads(tmp_path):
-    volume = make_phantom(1, spacing=(8.0, 8.0, 20.0)).volume
-    result = run(RunRequest("body", slices="3"), volume, build_engine())
-    runs = RunStore(tmp_path / "runs", keep=5)
-    with ThreadPoolExecutor(4) as pool:
-        keys = list(pool.map(lambda _: runs.add(result, ImageRef(Path("x"))), range(40)))
-    assert len(set(keys)) == 40
-    assert len(list((tmp_path / "runs").iterdir())) <= 8
-    kept = runs.add(result, ImageRef(Path("x"), modality=Modality.CT))
-    assert runs.trace(kept)["prompt"] == "body"
-    assert runs.image(kept) == ImageRef(Path("x"), None, Modality.CT)
-    assert runs.trace("../../etc") is None
 
 
 def test_the_volume_cache_reads_a_changed_file_again_and_keeps_to_its_bytes(tmp_path, phantom):
