@@ -40,10 +40,10 @@ def merge(results: Sequence[RunResult], values: Sequence[int]) -> tuple[np.ndarr
     labels = np.zeros(results[0].mask.shape, dtype=np.uint8)
     claims = np.zeros_like(labels)
     grid = results[0].grid
-    confidence = [{outcome.index: outcome.confidence or 0.0 for outcome in result.outcomes} for result in results]
+    confidence = [{one.index: one.confidence or 0.0 for one in result.outcomes if one.found} for result in results]
     for index in range(grid.slice_count):
-        order = sorted(range(len(results)), key=lambda n: (confidence[n].get(index, 0.0), -n))
-        for n in order:
+        drawn = [n for n in range(len(results)) if index in confidence[n]]
+        for n in sorted(drawn, key=lambda n: (confidence[n][index], -n)):
             found = grid.cut(results[n].mask, index).astype(bool)
             grid.cut(labels, index)[found] = values[n]
             grid.cut(claims, index)[found] += 1

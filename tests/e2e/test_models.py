@@ -128,7 +128,7 @@ def test_users_at_once_get_what_they_get_alone(server, discs):
 
 def test_a_click_is_drawn_and_carried_by_sam2s_memory(server, discs):
     truth = discs[1]["disc0"]
-    points = {"foreground": [[44, 45, 4]], "label": "bright disc"}
+    points = {"foreground": [[44, 45, 4]], "label": "bright disc", "client_id": "annotator"}
     mask = mask_of(server, "disc0", "ibis_click_3d", **points) > 0
     dice = 2 * (mask & truth).sum() / (mask.sum() + truth.sum())
     assert dice > 0.8

@@ -14,7 +14,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lib.agent.limits import Limits
-from lib.agent.loop import Observer
 from lib.agent.run import RunRequest, run
 from lib.agent.targets import merge
 from lib.agent.trace import to_trace
@@ -144,7 +143,7 @@ def test_the_trace_is_the_one_of_the_run(whole, engine, volumes):
         runs.trace(folder.name, 3)
 
 
-@settings(max_examples=12, deadline=None)
+@settings(max_examples=6, deadline=None)
 @given(part=st.floats(0.02, 0.999))
 def test_wherever_a_kill_cuts_the_journal_the_run_goes_on_to_the_same_mask(tmp_path_factory, whole, engine, volumes, part):
     folder, finished = whole
@@ -173,8 +172,8 @@ def test_wherever_a_kill_cuts_the_journal_the_run_goes_on_to_the_same_mask(tmp_p
     assert runs.state(key).answer == fold(read_events(folder, at_most=2**30)[0]).answer
 
 
-class Slow(Observer):
-    """Makes every slice wait, so that a test can step in."""
+class Gate:
+    """Where a run waits, so that a test can step in."""
 
     def __init__(self):
         self.reached, self.go = threading.Event(), threading.Event()
@@ -183,7 +182,7 @@ class Slow(Observer):
 @pytest.fixture
 def held(monkeypatch):
     """Recorders that stop at the fifth slice until they are let go."""
-    gate = Slow()
+    gate = Gate()
     real, count = Recorder.settled, [0]
 
     def slow(self, outcome):

@@ -54,10 +54,8 @@ class Kind(StrEnum):
     DONE = "done"
     """Every slice had its turn: `status` (complete or incomplete), `answer`, `notes`, `traces` (for each target its trace
     without the slices)."""
-    CLICK = "click"
-    """The annotator placed a click."""
     UNDO = "undo"
-    """The annotator took a click back."""
+    """The annotator took the click of `turn` on `slice` of `target` back; a click placed is a STEP."""
     LOCK = "lock"
     """`slice` of `target` is not to be changed by agent or propagation."""
     UNLOCK = "unlock"

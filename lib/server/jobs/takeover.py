@@ -6,7 +6,6 @@ a run holds its journal: two changes of one run come one after the other, and no
 
 import time
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import wait
 from dataclasses import dataclass, replace
 from typing import TypeVar
 
@@ -99,7 +98,7 @@ class Sheet:
         state = self.state
         results = results_of(self.asked, state, self.volume, self.engine)
         _, notes = label_map(self.asked, results)
-        complete = all(result.status == "complete" for result in results)
+        complete = all(result.status == "complete" for result in results) and state.settled == state.total
         traces = [{name: part for name, part in to_trace(result).items() if name != "slices"} for result in results]
         status = Status.COMPLETE if complete else Status.INCOMPLETE
         answer = "; ".join(result.answer for result in results)
@@ -218,7 +217,6 @@ class Takeover:
 
     def _change(self, key: str, user: str, target: int, work: Callable[[Sheet], Result], limits: Limits) -> Result:
         job = self._submit(key, user, target, work, limits, Priority.CLICK)
-        wait([job.future])
         result: Result = job.future.result()
         return result
 
