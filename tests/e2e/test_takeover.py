@@ -167,6 +167,28 @@ def test_clicks_in_three_dimensions_go_on_from_each_other(user, ct):
     assert corner[2] not in [one["index"] for one in second["slices"] if one["carried"]]
 
 
+def test_every_slice_of_a_run_over_key_slices_can_be_corrected(user, ct):
+    key, state = user.run("liver", slices="auto")
+    assert state["status"] == "complete"
+    trace = user.http.get(f"/ibis/runs/{key}/trace").json()
+    drawn = [one for one in trace["slices"] if one.get("mask") or any(step["mask"] for step in one["steps"])]
+    carried = [one["index"] for one in drawn if one["stop_reason"] == "propagated"]
+    looked = [one["index"] for one in drawn if one["steps"]]
+    assert carried
+    assert looked
+    before = user.mask(key)
+    for index in (carried[0], looked[len(looked) // 2]):
+        # Nothing lies in the very corner: the click must leave the mask as it was, but for what drawing it again changed.
+        answer = user.post(key, "clicks", clicks=[{"slice": index, "x": 0.01, "y": 0.01, "positive": False}])
+        assert answer.status_code == 200, answer.text
+    after = user.mask(key)
+    changed = np.count_nonzero(before != after, axis=(0, 1))
+    assert set(np.nonzero(changed)[0]) <= {carried[0], looked[len(looked) // 2]}
+    for index in (carried[0], looked[len(looked) // 2]):
+        common = np.count_nonzero(before[:, :, index] & after[:, :, index])
+        assert 2 * common > 0.7 * (np.count_nonzero(before[:, :, index]) + np.count_nonzero(after[:, :, index]))
+
+
 def test_what_was_done_outlives_the_server(folder, ct, tmp_path):
     k, inside = middle(ct, "liver")
     with ServerProcess(folder, tmp_path / "first.log") as first:
