@@ -7,6 +7,7 @@ const STOPS = {
   no_progress: "The mask no longer changed, so the agent was stopped.",
   protocol_error: "The agent's replies could not be understood.",
   annotated: "A person placed the clicks and asked for no more.",
+  propagated: "Nobody looked here: the mask was brought from other slices.",
   deadline: "The time budget ran out here.",
   cancelled: "The run was cancelled here.",
   failed: "The engine failed on this slice.",
@@ -42,7 +43,7 @@ function level(slice) {
   return isNumber(slice.confidence) ? LEVELS.find(([limit]) => slice.confidence < limit)[1] : "unknown";
 }
 const stopText = slice => STOPS[slice.stop_reason] ?? slice.stop_reason;
-const stoppedEarly = slice => !["terminated", "absent", "annotated"].includes(slice.stop_reason);
+const stoppedEarly = slice => !["terminated", "absent", "annotated", "propagated"].includes(slice.stop_reason);
 const pointText = action => `${action.x.toFixed(4)}, ${action.y.toFixed(4)}`;
 
 // The panel beside it.
@@ -58,7 +59,8 @@ function summarise(slice) {
   summary.append(make("p", stoppedEarly(slice) ? "early" : "", stopText(slice)));
   if (slice.stop_detail) summary.append(make("p", "detail", slice.stop_detail));
   const mask = finalMask(slice);
-  const kept = mask ? `Kept: the mask of turn ${slice.final_turn}, ${areaText(area(mask))}` : "Kept: no mask";
+  const from = slice.final_turn === null ? "brought here" : `of turn ${slice.final_turn}`;
+  const kept = mask ? `Kept: the mask ${from}, ${areaText(area(mask))}` : "Kept: no mask";
   summary.append(make("p", "soft", mask && slice.chosen_because ? `${kept} – ${slice.chosen_because}.` : `${kept}.`));
 }
 function turnItem(slice, step, i) {
@@ -68,6 +70,7 @@ function turnItem(slice, step, i) {
   head.append(make("span", "", `${step.turn}. ${ACTIONS[kind]}`));
   head.type = "button";
   if (step.actor === "annotator") head.append(make("span", "tag", "annotator"));
+  if (step.undone) head.append(make("span", "tag", "taken back"));
   if (step.turn === slice.final_turn) head.append(make("span", "tag", "kept"));
   item.append(head);
   if (step.thought) item.append(make("p", "thought", step.thought));

@@ -65,7 +65,7 @@ def _picture(grid: ViewGrid, window: dict[str, Any], record: dict[str, Any]) -> 
     image = View(grid, record["index"], Window(window["low"], window["high"], window["name"])).image()
     picture = Image.fromarray(image if grid.volume.colour is not None else image[:, :, 0])
     content = BytesIO()
-    if record["stop_reason"] == "absent" and len(record["steps"]) == 1:
+    if record["stop_reason"] == "absent" and len(record["steps"]) <= 1:
         picture.save(content, "JPEG", quality=_JPEG_QUALITY)
         kind = "jpeg"
     else:

@@ -42,14 +42,18 @@ function decode(mask) {
   });
   return pixels;
 }
-/** The mask after a step: terminate and unusable replies leave the one before. */
+/** The mask after a step: terminate and unusable replies leave the one before, steps taken back count no more. A mask that was
+ *  brought from other slices was there before the first step. */
 function maskAfter(slice, step) {
-  for (let i = step; i >= 0; i--) if (slice.steps[i]?.mask) return slice.steps[i].mask;
-  return null;
+  for (let i = step; i >= 0; i--) {
+    const one = slice.steps[i];
+    if (one?.mask && (i === step || !one.undone)) return one.mask;
+  }
+  return slice.mask ?? null;
 }
 /** Which step's mask was kept, -1 if none. */
 const keptStep = slice => slice.steps.findIndex(step => step.turn === slice.final_turn);
-const finalMask = slice => maskAfter(slice, keptStep(slice));
+const finalMask = slice => slice.stop_reason === "absent" ? null : maskAfter(slice, keptStep(slice));
 /** As lib/imaging/overlays.py: image * (1 - alpha) + colour * alpha on mask pixels, rounded or truncated. */
 function blend(image, pixels, overlay) {
   const half = overlay.rounded ? 0.5 : 0;
