@@ -93,6 +93,7 @@ def test_agent_two_clicks_agent_and_undo(user, ct):
     assert user.post(key, "clicks", clicks=[{"voxel": inside, "positive": False}]).status_code == 200
     assert user.post(key, "clicks", clicks=[{"voxel": [elsewhere[0], elsewhere[1], k]}]).status_code == 200
     clicked = user.steps(key, k)
+    assert user.http.get(f"/ibis/runs/{key}/trace").json()["voxels"] == np.count_nonzero(user.mask(key))
     assert [step["actor"] for step in clicked][-2:] == ["annotator", "annotator"]
     assert (user.mask(key) != before).any()
     assert user.post(key, "continue", turns=3).status_code == 202
@@ -164,6 +165,9 @@ def test_clicks_in_three_dimensions_go_on_from_each_other(user, ct):
     corner = [inside[0], inside[1], inside[2] + 1]
     second = user.click("ibis_click_3d", "spleen", [inside, corner])
     assert second["run"] == first["run"]
+    trace = user.http.get(f"/ibis/runs/{first['run']}/trace").raise_for_status().json()
+    assert trace["voxels"] == second["voxels"]
+    assert user.http.get(f"/ibis/runs/{first['run']}/trace.html").status_code == 200
     assert corner[2] not in [one["index"] for one in second["slices"] if one["carried"]]
 
 

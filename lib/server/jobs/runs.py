@@ -136,12 +136,30 @@ class Runs:
         if legacy is not None and target == 1:
             return legacy
         state = self.state(key)
-        if not state.traces:
+        if not state.traces and state.status is not Status.COMPLETE:
             raise Refusal(409, f"run {key} has no trace: it is {state.status.value}")
+        if state.seq > state.traced:
+            return self._traced_anew(key, target, state)
         if not 1 <= target <= len(state.traces):
             raise Refusal(404, f"target {target}: run {key} has {len(state.traces)}")
         records = [slice_.record for (number, _), slice_ in sorted(state.slices.items()) if number == target]
         return {**state.traces[target - 1], "slices": [record for record in records if record is not None]}
+
+    def _traced_anew(self, key: str, target: int, state: RunState) -> dict[str, Any]:
+        """The trace of a run that an annotator worked on since its end."""
+        found = self._store.request(key)
+        if found is None:
+            raise self._gone(key)
+        asked = ASKED.validate_python(found["asked"])
+        if not 1 <= target <= len(asked.targets):
+            raise Refusal(404, f"target {target}: run {key} has {len(asked.targets)}")
+        try:
+            volume = self._volumes.get(asked.image)
+        except (InputError, FileNotFoundError) as error:
+            raise Refusal(410, f"the image of run {key} is gone") from error
+        trace = to_trace(results_of(asked, state, volume, self._engine)[target - 1])
+        before = state.traces[target - 1] if state.traces else {}
+        return trace | {name: before[name] for name in ("created", "engine", "seconds") if name in before}
 
     def image(self, key: str) -> ImageRef:
         """The image that the run looked at; it may be gone by now. Raises Refusal 404."""

@@ -82,6 +82,8 @@ class RunState:
     error: str = ""
     traces: tuple[Mapping[str, Any], ...] = ()
     """For each target, its trace without the slices; empty before the end."""
+    traced: int = 0
+    """Number of the event that brought them."""
 
     def apply(self, event: Event) -> None:
         kind = Kind(event["kind"])
@@ -144,7 +146,8 @@ class RunState:
         self.error = event.get("detail", "")
         self.answer = event.get("answer", self.answer)
         self.notes = tuple(event.get("notes", self.notes))
-        self.traces = tuple(event.get("traces", self.traces))
+        if "traces" in event:
+            self.traces, self.traced = tuple(event["traces"]), event["seq"]
         if status.ended:
             self.slices = {key: replace(slice_, playing=False) for key, slice_ in self.slices.items()}
 
