@@ -263,5 +263,5 @@ class Episode:
         self._given = [replace(step, support=support) for step in self._given]
 
     def _repeats(self, click: Click) -> bool:
-        recent = [step.action for step in self._steps[-SAME_CLICK:]]
+        recent = [step.action for step in self._kept()[-SAME_CLICK:]]
         return len(recent) == SAME_CLICK and all(action == click for action in recent)

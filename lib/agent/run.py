@@ -109,7 +109,7 @@ def select_slices(text: str, grid: ViewGrid) -> tuple[int, ...]:
         match = _RANGE.fullmatch(part.strip())
         if match is None:
             raise InputError(
-                f'slices {text!r} is not understood: use all, a stride such as "every 4", or "12, 20-35"', "slices"
+                f'slices {text!r} is not understood: use all, auto, a stride such as "every 4", or "12, 20-35"', "slices"
             )
         first, last = int(match[1]), int(match[2] or match[1])
         if last < first:

@@ -132,27 +132,24 @@ class Lane(Generic[Item, Result]):
 
     def _work(self, work: Work[Item, Result], batch: Batch[Item, Result]) -> None:
         limits = EveryLimit([call.limits for call, _, _ in batch])
-        results: list[Result | EngineError]
+        results: list[Result | EngineError] = []
+        failed: EngineError | None = None
         try:
             results = work([item for _, _, item in batch], limits)
-        except OutOfMemory as error:
-            if len(batch) == 1:
-                self._deliver(batch, [error])
-                return
-            half = len(batch) // 2
-            with self._changed:
-                self.max_batch = max(1, min(self.max_batch, half))
-            for part in (batch[:half], batch[half:]):
-                self._work(work, part)
-            return
         except EngineError as error:
-            if len(batch) == 1 or limits.reached() is not None:
-                self._deliver(batch, [error] * len(batch))
-            else:
-                for one in batch:
-                    self._work(work, [one])
-            return
-        self._deliver(batch, results)
+            # A copy: the exception itself keeps the frames of the failed batch alive, and with them its memory on the device.
+            failed = type(error)(str(error))
+        if failed is None:
+            self._deliver(batch, results)
+        elif len(batch) == 1 or limits.reached() is not None:
+            self._deliver(batch, [failed] * len(batch))
+        else:
+            half = len(batch) // 2 if isinstance(failed, OutOfMemory) else 1
+            if isinstance(failed, OutOfMemory):
+                with self._changed:
+                    self.max_batch = max(1, min(self.max_batch, half))
+            for begin in range(0, len(batch), half):
+                self._work(work, batch[begin : begin + half])
 
     def _deliver(self, batch: Batch[Item, Result], results: Sequence[Result | EngineError]) -> None:
         with self._changed:

@@ -3,6 +3,7 @@
 Threads: safe from any thread, like the parts themselves; `lib.engines.lane` says what blocks.
 """
 
+import threading
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Protocol, runtime_checkable
@@ -33,6 +34,7 @@ class SharedPolicy:
         self.copies = tuple(copies)
         self.name = copies[0].name
         self.structures = copies[0].structures
+        self._swapping = threading.Lock()
         self.lane: Lane[Observation, Decision] = Lane(
             self.name, [_decider(copy) for copy in copies], max_batch=max_batch, max_wait=max_wait
         )
@@ -48,11 +50,19 @@ class SharedPolicy:
         return self.copies[0].window_preset(prompt)
 
     def swap(self, model: str | None, adapter: str | None) -> None:
-        """See `lib.policies.qwen.QwenPolicy.swap`; one copy after the other. Raises InputError for policies without weights."""
-        for copy in self.copies:
-            if not isinstance(copy, Exchangeable):
+        """See `lib.policies.qwen.QwenPolicy.swap`; all copies or none. Raises InputError for policies without weights too."""
+        with self._swapping:
+            copies = [copy for copy in self.copies if isinstance(copy, Exchangeable)]
+            if not copies:
                 raise InputError(f"the policy {self.name} has no weights to exchange", "model")
-            copy.swap(model, adapter)
+            before = self.copies[0].about
+            for number, copy in enumerate(copies):
+                try:
+                    copy.swap(model, adapter)
+                except InputError:
+                    for done in copies[:number]:
+                        done.swap(before["weights"], before.get("adapter", ""))
+                    raise
 
     def close(self) -> None:
         self.lane.close()

@@ -121,8 +121,11 @@ class QwenPolicy(LanguagePolicy):
             try:
                 drafts = _write(self._loaded, self._config, observations, limits)
             except torch.OutOfMemoryError as error:
-                torch.cuda.empty_cache()
                 raise OutOfMemory(f"{len(observations)} pictures at once do not fit into the GPU's memory") from error
+            except RuntimeError as error:
+                if self._loaded.device.type == "cpu":
+                    raise
+                raise EngineError(f"{self.name} failed on {self._loaded.device}: {_line(error)}") from error
             seconds = (time.perf_counter() - began) / len(observations)
         if limits.reached() is not None:
             return [EngineError("interrupted")] * len(observations)

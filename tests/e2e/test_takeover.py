@@ -117,8 +117,9 @@ def test_a_locked_slice_is_never_changed(user, ct):
     assert user.post(key, "lock", slices=[k]).status_code == 204
     refused = user.post(key, "clicks", clicks=[{"voxel": inside, "positive": False}])
     assert (refused.status_code, "locked" in refused.json()["detail"]) == (409, True)
-    assert user.post(key, "continue", slices=[k]).status_code == 202
-    user.wait(key)
+    refused = user.post(key, "continue", slices=[k])
+    assert (refused.status_code, "locked" in refused.json()["detail"]) == (409, True)
+    assert user.wait(key)["status"] == "complete"
     assert (user.mask(key) == before).all()
     assert user.post(key, "lock", slices=[k], locked=False).status_code == 204
     assert user.post(key, "clicks", clicks=[{"voxel": inside, "positive": False}]).status_code == 200
@@ -220,7 +221,8 @@ def test_what_was_done_outlives_the_server(folder, ct, tmp_path):
         ("clicks", {"target": 7, "clicks": [{"slice": 3, "x": 0.5, "y": 0.5}]}, 404, "target 7"),
         ("undo", {"slice": 3, "turn": 1}, 422, "slice 3"),
         ("lock", {"slices": [9999]}, 422, "9999"),
-        ("continue", {"slices": [9999]}, 202, ""),
+        ("continue", {"slices": [9999]}, 422, "9999"),
+        ("continue", {}, 422, "no slice was clicked on"),
     ],
 )
 def test_what_cannot_be_done_is_said(user, ct, what, body, status, word):

@@ -2,6 +2,7 @@
 
 import threading
 import time
+import weakref
 
 import pytest
 from hypothesis import given, settings
@@ -90,6 +91,28 @@ def test_out_of_memory_halves_the_batch_and_goes_on():
     model.batches.clear()
     lane.submit(range(8))
     assert max(map(len, model.batches)) <= 3
+
+
+def test_a_batch_that_did_not_fit_is_let_go_before_it_is_tried_again():
+    class Tensor:
+        pass
+
+    held = []
+
+    def work(batch, limits):
+        assert all(one() is None for one in held)
+        kept = Tensor()
+        held.append(weakref.ref(kept))
+        if len(batch) > 1:
+            try:
+                raise MemoryError("the device's")
+            except MemoryError as error:
+                raise OutOfMemory("too much") from error
+        return batch
+
+    lane = Lane("test", [work], 4, max_wait=0.05)
+    assert lane.submit([1, 2, 3, 4]) == [1, 2, 3, 4]
+    assert len(held) == 7
 
 
 def test_what_does_not_fit_alone_is_an_error_of_its_own():

@@ -125,6 +125,27 @@ def test_masks_are_propagated_through_a_lane(sam2, tmp_path):
         next(SharedSegmenter([GraphCut()], 4, 0).propagate(views, mask))
 
 
+def test_weights_are_exchanged_on_all_copies_or_on_none():
+    class Copy:
+        name, structures = "copy", ()
+
+        def __init__(self, takes):
+            self.takes, self.about = takes, {"weights": "old"}
+
+        def swap(self, model=None, adapter=None):
+            if model not in self.takes:
+                raise InputError(f"{model} does not fit", "model")
+            self.about = {"weights": model}
+
+    copies = [Copy({"old", "new", "large"}), Copy({"old", "new"})]
+    policy = SharedPolicy(copies, 4, 0)
+    policy.swap("new", None)
+    assert [copy.about["weights"] for copy in copies] == ["new", "new"]
+    with pytest.raises(InputError, match="large does not fit"):
+        policy.swap("large", None)
+    assert [copy.about["weights"] for copy in copies] == ["new", "new"]
+
+
 def test_an_error_stays_with_its_slice(tmp_path):
     class Choosy:
         name, structures, about = "choosy", (), {}

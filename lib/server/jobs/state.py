@@ -122,6 +122,11 @@ class RunState:
             if number == target and slice_.record is not None
         }
 
+    def outcome(self, target: int, index: int, size: tuple[int, int]) -> Outcome | None:
+        """One of `outcomes`."""
+        record = self.slices.get((target, index), SliceState()).record
+        return None if record is None else from_record(record, size)
+
     def known(self, target: int, size: tuple[int, int]) -> dict[int, Outcome]:
         """The outcomes that need not be looked for again: answers, and locked slices."""
         kept = {index for (number, index), s in self.slices.items() if number == target and (s.conclusive or s.locked)}

@@ -6,8 +6,9 @@ a run holds its journal: two changes of one run come one after the other, and no
 
 import time
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Future
 from dataclasses import dataclass, replace
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from lib.agent.engine import Engine
 from lib.agent.episode import Actor, Outcome
@@ -64,7 +65,7 @@ class Sheet:
         return ViewGrid(self.volume, self.request.plane)
 
     def outcome(self, index: int) -> Outcome | None:
-        return self.state.outcomes(self.target, self.grid.size).get(index)
+        return self.state.outcome(self.target, index, self.grid.size)
 
     def slice_(self, index: int) -> Slice:
         outcome = self.outcome(index)
@@ -166,11 +167,13 @@ class Takeover:
         def work(sheet: Sheet) -> dict[int, Outcome]:
             outcomes = sheet.state.outcomes(target, sheet.grid.size)
             drawn = {index: outcome for index, outcome in outcomes.items() if annotator_clicks(outcome)}
+            if not drawn:
+                return outcomes
             own = {index for index, outcome in outcomes.items() if outcome.stop is not StopReason.PROPAGATED}
             own |= {index for (number, index), one in sheet.state.slices.items() if number == target and one.locked}
             given = {index: list(clicks) for index, clicks in negatives.items()}
             window = next(iter(drawn.values())).window
-            found = spread(drawn, given, sheet.grid, window, sheet.engine, limits) if drawn else {}
+            found = spread(drawn, given, sheet.grid, window, sheet.engine, limits)
             for index, outcome in found.items():
                 if index not in own:
                     outcomes[index] = sheet.settle(_carried(outcome))
@@ -209,31 +212,48 @@ class Takeover:
         self._change(key, user, target, work, Limits())
 
     def proceed(self, key: str, user: str, target: int, indices: Sequence[int] | None, turns: int, limits: Limits) -> Job:
-        """Let the agent go on from where each slice is now; by default on those that the annotator touched last. Does not wait.
+        """Let the agent go on from where each slice is now; by default on those that the annotator touched last. Does not wait
+        for the agent, but for the run to say that it goes on.
 
-        Raises Refusal: 404, 409, 422 when there is nothing to go on with.
+        Raises Refusal: 404, 409, 422 when there is nothing to go on with; InputError for a slice that does not exist.
         """
 
-        def work(sheet: Sheet) -> None:
+        def announce(sheet: Sheet) -> list[int]:
             chosen = _touched(sheet) if indices is None else list(indices)
             if not chosen:
                 raise Refusal(422, "slices: no slice was clicked on since the agent was last here; name some")
             sheet.check_free(chosen)
             sheet.journal.append(Kind.CONTINUED, target=target, slices=chosen, turns=turns)
+            return chosen
+
+        def work(sheet: Sheet) -> None:
             pairs = [(sheet.slice_(index), sheet.worked(index)) for index in chosen]
             recorder = Recorder(sheet.journal, target, limits)
             for outcome in go_on(pairs, turns, sheet.engine, limits, [recorder]):
                 sheet.settle(outcome)
             replace(sheet, state=self._runs.state(key)).finish()
 
-        return self._submit(key, user, target, work, limits, Priority.WAITED)
+        def left(future: "Future[Any]") -> None:
+            """Who cancels it while it waits leaves the run as it was."""
+            if future.cancelled():
+                with Journal(self._runs.folder(key)) as journal:
+                    journal.append(Kind.CANCELLED, detail="before the agent went on")
+
+        chosen = self._change(key, user, target, announce, limits)
+        job = self._job(key, user, target, work, limits, Priority.WAITED)
+        job.future.add_done_callback(left)
+        try:
+            return self._queue.submit(job)
+        except Refusal:
+            job.future.cancel()
+            raise
 
     def _change(self, key: str, user: str, target: int, work: Callable[[Sheet], Result], limits: Limits) -> Result:
-        job = self._submit(key, user, target, work, limits, Priority.CLICK)
+        job = self._queue.submit(self._job(key, user, target, work, limits, Priority.CLICK))
         result: Result = job.future.result()
         return result
 
-    def _submit(
+    def _job(
         self,
         key: str,
         user: str,
@@ -263,7 +283,7 @@ class Takeover:
         name = asked.targets[target - 1].request.prompt
         own = key if priority is not Priority.CLICK else f"{key}-click"
         job = Job(own, user, priority, f"{asked.image_id}: {name}, with the annotator", carry_out, limits)
-        return self._queue.submit(job)
+        return job
 
     def _opened(self, key: str, job: Job) -> Journal:
         """The run's journal, as soon as another change of it has ended."""
