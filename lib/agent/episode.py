@@ -28,6 +28,8 @@ class Actor(StrEnum):
 
     AGENT = "agent"
     ANNOTATOR = "annotator"
+    EXPERT = "expert"
+    """A simulated annotator, who clicks towards a reference mask."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -55,6 +57,17 @@ class Step:
     """Taken back later: kept for the record, with the mask that it made then, and no part of the episode any more."""
 
 
+@dataclass(frozen=True)
+class Given:
+    """A mask brought from other slices, with which an episode begins."""
+
+    mask: Rle
+    score: float
+    """The segmenter's opinion of it, 0..1."""
+    clicks: tuple[Click, ...]
+    """What draws about the same on this slice: the episode's own clicks go on from the segmenter's state after these."""
+
+
 @dataclass(frozen=True, eq=False)
 class Outcome:
     """What an episode came to."""
@@ -75,6 +88,8 @@ class Outcome:
     chosen_because: str
     confidence: float | None
     """Support or score of the chosen mask, 0..1; None when nobody gave one."""
+    given: Given | None = None
+    """What the episode began with; None for an episode from nothing."""
 
     @property
     def found(self) -> bool:
@@ -102,15 +117,17 @@ class Episode:
         max_turns: int,
         overlay: Overlay = OVERLAYS["inference"],
         conduct: Conduct = CORRECTED,
-        given: Prediction | None = None,
+        given: Given | None = None,
+        state: State | None = None,
     ):
-        """`given` is a mask brought from other slices: the policy sees it first, approves it or clicks on from its state."""
+        """`given` is a mask brought from other slices: the policy sees it first, approves it or clicks on from `state`, the
+        segmenter's after the given clicks."""
         self.view = view
         self.prompt = prompt
         self.max_turns = max_turns
         self.overlay = overlay
         self.conduct = conduct
-        self.state: State | None = None
+        self.state = state
         self.stop: StopReason | None = None
         self._detail = ""
         self._answer = ""
@@ -119,12 +136,12 @@ class Episode:
         self._masks: Counter[str] = Counter()
         self._complaint = ""
         self._faults = 0
+        self.given = given
         self._given: list[Step] = []
         if given is not None:
-            self._mask, self.state = given.mask, given.state
-            mask = rle.encode(given.mask)
-            self._given = [Step(0, Actor.AGENT, "", "", Terminate(), mask, given.score)]
-            self._masks[mask["counts"]] += 1
+            self._mask = rle.decode(given.mask)
+            self._given = [Step(0, Actor.AGENT, "", "", Terminate(), given.mask, given.score)]
+            self._masks[given.mask["counts"]] += 1
 
     @property
     def steps(self) -> tuple[Step, ...]:
@@ -211,6 +228,7 @@ class Episode:
             final_turn=chosen.turn or None if chosen is not None else None,
             chosen_because=because,
             confidence=confidence,
+            given=self.given,
         )
 
     def _choose(self) -> tuple[Step | None, str]:

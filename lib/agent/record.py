@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
-from lib.agent.episode import Actor, Outcome, Step
+from lib.agent.episode import Actor, Given, Outcome, Step
 from lib.agent.limits import StopReason
 from lib.agent.protocol import Action, Click, ProtocolError, ProtocolFault, Terminate
 from lib.imaging import rle
@@ -15,7 +15,8 @@ from lib.imaging.windows import Window
 def to_record(outcome: Outcome) -> dict[str, Any]:
     """An outcome as JSON. Masks are COCO run lengths of the view's size; a step that left the mask as it was has null.
 
-    `mask` stands only where no step made it: the slice's mask was brought from another slice.
+    `mask` stands only where no step made it: the slice's mask was brought from another slice. `given` stands only where an
+    episode began with such a mask.
     """
     record = {
         "index": outcome.index,
@@ -28,6 +29,12 @@ def to_record(outcome: Outcome) -> dict[str, Any]:
         "chosen_because": outcome.chosen_because,
         "steps": [step_record(step) for step in outcome.steps],
     }
+    if outcome.given is not None:
+        record["given"] = {
+            "mask": outcome.given.mask,
+            "score": outcome.given.score,
+            "clicks": [_action_record(click) for click in outcome.given.clicks],
+        }
     return record | ({"mask": outcome.mask} if outcome.final_turn is None and outcome.found else {})
 
 
@@ -49,6 +56,7 @@ def from_record(record: Mapping[str, Any], size: tuple[int, int]) -> Outcome:
         final_turn=final,
         chosen_because=record["chosen_because"],
         confidence=record["confidence"],
+        given=_given(record["given"]) if "given" in record else None,
     )
 
 
@@ -71,6 +79,11 @@ def step_record(step: Step) -> dict[str, Any]:
         "details": dict(step.details),
         "undone": step.undone,
     }
+
+
+def _given(record: Mapping[str, Any]) -> Given:
+    clicks = (_action(click, "") for click in record["clicks"])
+    return Given(record["mask"], record["score"], tuple(click for click in clicks if isinstance(click, Click)))
 
 
 def _step(record: Mapping[str, Any]) -> Step:

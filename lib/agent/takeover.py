@@ -12,6 +12,7 @@ from lib.agent.episode import Actor, Episode, Outcome
 from lib.agent.limits import Limits, StopReason
 from lib.agent.loop import Observer, place, play
 from lib.agent.protocol import Click
+from lib.agent.segmenter import Prediction, State
 from lib.errors import EngineError, InputError
 from lib.imaging.overlays import Overlay
 from lib.imaging.views import View
@@ -72,24 +73,33 @@ def reopen(
 ) -> Episode:
     """An open episode that has taken the steps of `outcome`, but for the click of turn `without`."""
     steps = () if outcome is None else outcome.steps
-    episode = Episode(slice_.view, slice_.prompt, len(steps) + turns, slice_.overlay, engine.conduct)
-    if not steps:
-        return episode
-    (state,) = engine.segmenter.start([slice_.view], limits)
-    if isinstance(state, EngineError):
-        raise state
-    episode.state = state
+    given = None if outcome is None else outcome.given
+    state = _started(slice_.view, engine, limits) if steps or given else None
+    for click in () if given is None else given.clicks:
+        state = _clicked(state, click, engine, limits).state
+    episode = Episode(slice_.view, slice_.prompt, len(steps) + turns, slice_.overlay, engine.conduct, given, state)
     for step in steps:
         if step.turn == without:
             step = replace(step, undone=True)
         if step.mask is None or step.undone or not isinstance(step.action, Click):
             episode.recall(step, None)
-            continue
-        (prediction,) = engine.segmenter.click([episode.state], [step.action], limits)
-        if isinstance(prediction, EngineError):
-            raise prediction
-        episode.recall(step, prediction)
+        else:
+            episode.recall(step, _clicked(episode.state, step.action, engine, limits))
     return episode
+
+
+def _started(view: View, engine: Engine, limits: Limits) -> State:
+    (state,) = engine.segmenter.start([view], limits)
+    if isinstance(state, EngineError):
+        raise state
+    return state
+
+
+def _clicked(state: State, click: Click, engine: Engine, limits: Limits) -> Prediction:
+    (prediction,) = engine.segmenter.click([state], [click], limits)
+    if isinstance(prediction, EngineError):
+        raise prediction
+    return prediction
 
 
 def _closed(episode: Episode) -> Outcome:

@@ -9,14 +9,13 @@ import numpy as np
 import pytest
 
 from lib.agent.engine import Engine
-from lib.agent.episode import Actor, Episode
+from lib.agent.episode import Actor, Episode, Given
 from lib.agent.limits import Limits, StopReason
 from lib.agent.loop import Observer
 from lib.agent.policy import Decision
 from lib.agent.protocol import Reply, Terminate, render
 from lib.agent.record import from_record, to_record
 from lib.agent.run import RunRequest, run, select_slices
-from lib.agent.segmenter import Prediction
 from lib.engines.build import build_engine
 from lib.engines.evaluation import dice, evaluate_case, find_cases
 from lib.engines.volumes.run import run_volume
@@ -264,7 +263,7 @@ def test_an_episode_from_a_given_mask_keeps_the_best_supported_one(ball):
     volume, truth = ball
     view = View(ViewGrid(volume, Plane.AXIAL), 28, Window(-160, 240, "soft"))
     mask = view.grid.cut(truth, 28)
-    episode = Episode(view, "ball", 4, given=Prediction(mask, 0.7, None))
+    episode = Episode(view, "ball", 4, given=Given(rle.encode(mask), 0.7, ()))
     assert np.array_equal(episode.observation().mask, mask)
     assert episode.observation().turn == 1
     assert episode.decide(Decision(render(Reply("right", Terminate("done"))), 0.9)) is None

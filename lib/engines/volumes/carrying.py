@@ -9,6 +9,7 @@ from lib.agent.engine import Engine
 from lib.agent.episode import Episode, Outcome
 from lib.agent.limits import Limits
 from lib.agent.loop import Observer, play
+from lib.agent.protocol import Click
 from lib.agent.segmenter import State
 from lib.imaging.views import View
 from lib.policies.carry import CarryPolicy, Tissue, resembles
@@ -23,6 +24,11 @@ class Drawn:
     outcome: Outcome
     state: State | None
     """The segmenter's state after them; None when there was no click."""
+
+    @property
+    def clicks(self) -> tuple[Click, ...]:
+        """Those that led to the state."""
+        return tuple(s.action for s in self.outcome.steps if isinstance(s.action, Click) and s.mask is not None)
 
     @property
     def found(self) -> bool:

@@ -5,11 +5,11 @@ from dataclasses import replace
 
 import numpy as np
 
-from lib.agent.episode import Actor, Episode, Outcome
+from lib.agent.episode import Actor, Episode, Given, Outcome
 from lib.agent.limits import Limits, StopReason
 from lib.agent.loop import Observer, play
 from lib.agent.run import RunRequest, RunResult
-from lib.agent.segmenter import Prediction
+from lib.agent.segmenter import State
 from lib.imaging import rle
 from lib.imaging.overlays import overlay_named
 from lib.imaging.views import View
@@ -66,14 +66,15 @@ class Desk:
             self._masks[index] = rle.decode(self.looked[index].mask)
         return self._masks[index]
 
-    def look(self, indices: Iterable[int], given: Mapping[int, Prediction] | None = None) -> None:
-        """Play the slices' episodes in one batch, from a mask where one is given. What is known is not played again."""
+    def look(self, indices: Iterable[int], given: Mapping[int, tuple[Given, State | None]] | None = None) -> None:
+        """Play the slices' episodes in one batch, from a mask, and the segmenter's state for it, where they are given. What is
+        known is not played again."""
         wanted = list(indices)
         given = given or {}
         overlay = overlay_named(self.request.overlay)
         prompt, turns, conduct = self.request.prompt.strip(), self.request.max_turns, self.engine.conduct
         episodes = (
-            Episode(self.view(index), prompt, turns, overlay, conduct, given.get(index))
+            Episode(self.view(index), prompt, turns, overlay, conduct, *given.get(index, ()))
             for index in wanted
             if index not in self._known
         )

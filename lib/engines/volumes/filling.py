@@ -3,10 +3,10 @@
 from collections.abc import Iterable
 from itertools import pairwise
 
-from lib.agent.episode import Outcome
+from lib.agent.episode import Given, Outcome
 from lib.agent.limits import StopReason
 from lib.agent.protocol import Click
-from lib.agent.segmenter import Prediction
+from lib.agent.segmenter import State
 from lib.engines.volumes.carrying import draw, tissue_of
 from lib.engines.volumes.confidence import Signs, estimate, trust
 from lib.engines.volumes.desk import Desk
@@ -115,11 +115,11 @@ class Filling:
         )
         return estimate(signs, self._config.confidence)
 
-    def _given(self, index: int, carried: Carried) -> Prediction:
+    def _given(self, index: int, carried: Carried) -> tuple[Given, State | None]:
         """The carried mask, and a state of the segmenter in which clicks have drawn about the same."""
         desk, view, mask = self._desk, self._desk.view(index), rle.decode(carried.mask)
         drawn = draw(view, mask, tissue_of(view, mask), desk.engine, desk.limits)
-        return Prediction(mask, carried.score, drawn.state)
+        return Given(carried.mask, carried.score, drawn.clicks), drawn.state
 
     def _inference(self, index: int) -> str:
         """Why the target is not on a slice that nobody looked at."""

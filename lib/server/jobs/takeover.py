@@ -16,11 +16,10 @@ from lib.agent.limits import Limits, StopReason
 from lib.agent.protocol import Click
 from lib.agent.record import to_record
 from lib.agent.run import RunRequest
-from lib.agent.takeover import Slice, annotate, annotator_clicks, go_on, reopen, undo
+from lib.agent.takeover import Slice, annotate, annotator_clicks, go_on, undo
 from lib.agent.trace import to_trace
 from lib.engines.spread import spread
 from lib.engines.volumes.carrying import draw, tissue_of
-from lib.engines.volumes.strategy import strides
 from lib.errors import EngineError, InputError
 from lib.imaging import rle
 from lib.imaging.cache import VolumeCache
@@ -81,8 +80,7 @@ class Sheet:
                 raise Refusal(409, f"slice {index} is locked: unlock it first")
 
     def worked(self, index: int) -> Outcome | None:
-        """The slice's outcome with steps to go on from. A mask that was brought from another slice, or that an episode began
-        with, is drawn again by clicks."""
+        """The slice's outcome with steps to go on from. A mask that was brought from another slice is drawn again by clicks."""
         outcome = self.outcome(index)
         if outcome is None or not outcome.found or self.replays(outcome):
             return outcome
@@ -91,13 +89,8 @@ class Sheet:
         return replace(drawn, steps=tuple(replace(step, actor=Actor.AGENT) for step in drawn.steps))
 
     def replays(self, outcome: Outcome) -> bool:
-        """Whether the outcome's own steps make its mask."""
-        if not any(step.mask is not None and not step.undone for step in outcome.steps):
-            return False
-        if not strides(self.request.slices):
-            return True
-        again = reopen(self.slice_(outcome.index), outcome, self.engine, self.limits)
-        return [step.mask for step in again.steps] == [step.mask for step in outcome.steps]
+        """Whether the outcome's own steps make its mask, from what its episode began with."""
+        return outcome.given is not None or any(step.mask is not None and not step.undone for step in outcome.steps)
 
     def settle(self, outcome: Outcome) -> Outcome:
         record = to_record(outcome)
