@@ -119,14 +119,16 @@ class Episode:
         conduct: Conduct = CORRECTED,
         given: Given | None = None,
         state: State | None = None,
+        actor: Actor = Actor.AGENT,
     ):
         """`given` is a mask brought from other slices: the policy sees it first, approves it or clicks on from `state`, the
-        segmenter's after the given clicks."""
+        segmenter's after the given clicks. `actor` is who the policy's decisions are recorded as."""
         self.view = view
         self.prompt = prompt
         self.max_turns = max_turns
         self.overlay = overlay
         self.conduct = conduct
+        self.actor = actor
         self.state = state
         self.stop: StopReason | None = None
         self._detail = ""
@@ -241,6 +243,8 @@ class Episode:
             return last, "the annotator's last click made it"
         if self.stop is StopReason.ANNOTATED:
             return last, "the annotator left it so"
+        if self.stop is StopReason.TERMINATED and self.actor is Actor.EXPERT:
+            return last, "the expert approved it"
         if not self.conduct.best_mask:
             return last, "the last one, as released"
         judged = [step for step in masked if step.support is not None]
@@ -254,7 +258,7 @@ class Episode:
     def _append(self, decision: Decision, thought: str, action: Action | ProtocolError) -> None:
         turn = len(self._steps) + 1
         step = Step(
-            turn, Actor.AGENT, decision.reply, thought, action, policy_seconds=decision.seconds, details=decision.details
+            turn, self.actor, decision.reply, thought, action, policy_seconds=decision.seconds, details=decision.details
         )
         self._steps.append(step)
         if isinstance(action, ProtocolError) and turn >= self.max_turns:

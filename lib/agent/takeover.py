@@ -69,15 +69,22 @@ def go_on(
 
 
 def reopen(
-    slice_: Slice, outcome: Outcome | None, engine: Engine, limits: Limits, turns: int = 0, without: int | None = None
+    slice_: Slice,
+    outcome: Outcome | None,
+    engine: Engine,
+    limits: Limits,
+    turns: int = 0,
+    without: int | None = None,
+    actor: Actor = Actor.AGENT,
 ) -> Episode:
-    """An open episode that has taken the steps of `outcome`, but for the click of turn `without`."""
+    """An open episode that has taken the steps of `outcome`, but for that of turn `without`; `actor` takes the next ones."""
     steps = () if outcome is None else outcome.steps
     given = None if outcome is None else outcome.given
     state = _started(slice_.view, engine, limits) if steps or given else None
     for click in () if given is None else given.clicks:
         state = _clicked(state, click, engine, limits).state
-    episode = Episode(slice_.view, slice_.prompt, len(steps) + turns, slice_.overlay, engine.conduct, given, state)
+    most = len(steps) + turns
+    episode = Episode(slice_.view, slice_.prompt, most, slice_.overlay, engine.conduct, given, state, actor)
     for step in steps:
         if step.turn == without:
             step = replace(step, undone=True)

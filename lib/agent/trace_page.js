@@ -42,6 +42,10 @@ function level(slice) {
   if (slice.stop_reason === "absent") return "absent";
   return isNumber(slice.confidence) ? LEVELS.find(([limit]) => slice.confidence < limit)[1] : "unknown";
 }
+function rewardText({ total, parts }) {
+  const named = Object.entries(parts).map(([name, value]) => `${name} ${number(value, 2)}`).join(", ");
+  return named ? `${number(total, 2)} (${named})` : number(total, 2);
+}
 const stopText = slice => STOPS[slice.stop_reason] ?? slice.stop_reason;
 const stoppedEarly = slice => !["terminated", "absent", "annotated", "propagated"].includes(slice.stop_reason);
 const pointText = action => `${action.x.toFixed(4)}, ${action.y.toFixed(4)}`;
@@ -62,6 +66,10 @@ function summarise(slice) {
   const from = slice.final_turn === null ? "brought here" : `of turn ${slice.final_turn}`;
   const kept = mask ? `Kept: the mask ${from}, ${areaText(area(mask))}` : "Kept: no mask";
   summary.append(make("p", "soft", mask && slice.chosen_because ? `${kept} – ${slice.chosen_because}.` : `${kept}.`));
+  for (const grade of slice.grades ?? []) {
+    const worth = grade.dropped ? `no reward: ${grade.dropped}` : `Dice ${number(grade.dice, 3)}, reward ${rewardText(grade)}`;
+    summary.append(make("p", "soft", `Against the label of ${grade.by}: ${worth}.`));
+  }
 }
 function turnItem(slice, step, i) {
   const kind = step.action.kind;
@@ -69,7 +77,7 @@ function turnItem(slice, step, i) {
   const head = make("button", "turn", "", make("span", `sign ${kind}`, SIGNS[kind]));
   head.append(make("span", "", `${step.turn}. ${ACTIONS[kind]}`));
   head.type = "button";
-  if (step.actor === "annotator") head.append(make("span", "tag", "annotator"));
+  if (step.actor !== "agent") head.append(make("span", "tag", step.actor));
   if (step.undone) head.append(make("span", "tag", "taken back"));
   if (step.turn === slice.final_turn) head.append(make("span", "tag", "kept"));
   item.append(head);
@@ -88,6 +96,10 @@ function turnItem(slice, step, i) {
   if (isNumber(step.action.x)) measure("At", pointText(step.action), "x and y of the click, from the top left corner");
   if (isNumber(step.support)) measure("Support", percent(step.support), "How well the policy, looking next, thought it fits");
   if (isNumber(step.score)) measure("Score", percent(step.score), "The segmenter's own estimate of the new mask");
+  for (const grade of step.grades ?? []) {
+    measure("IoU", percent(grade.iou), `Of the mask after this turn with the label of ${grade.by}`);
+    measure("Reward", rewardText(grade), `Against the label of ${grade.by}: its parts, and their weighted sum`);
+  }
   measure("Area", step.mask ? areaText(after) : `${areaText(after)}, unchanged`, "Mask after this turn");
   if (step.mask && i) measure("Change", `${change > 0 ? "+" : ""}${number(change)} px`, "Against the turn before");
   item.append(measures);
@@ -250,7 +262,7 @@ function facts(list, pairs) {
   element(list).append(...pairs.map(([name, value]) => make("div", "", "", make("dt", "", name), make("dd", "", value))));
 }
 function fillHeader() {
-  const image = trace.image, found = slices.filter(slice => area(finalMask(slice))).length;
+  const image = trace.image, known = isNumber(trace.voxels), found = slices.filter(slice => area(finalMask(slice))).length;
   document.title = `${trace.prompt} – ${image.name} – IBIS Label run`;
   element("prompt").textContent = trace.prompt;
   element("answer").textContent = trace.answer;
@@ -258,17 +270,18 @@ function fillHeader() {
   element("status").className = trace.status;
   for (const id of ["prompt", "answer"]) element(id).title = element(id).textContent;
   facts("totals", [
-    ...(page.pixel_mm === null ? [] : [["Volume", `${number(trace.volume_ml, trace.volume_ml < 100 ? 2 : 0)} ml`]]),
-    ["Voxels", number(trace.voxels)],
+    ...(page.pixel_mm === null || !known ? [] : [["Volume", `${number(trace.volume_ml, trace.volume_ml < 100 ? 2 : 0)} ml`]]),
+    ...(known ? [["Voxels", number(trace.voxels)]] : []),
     ["Slices with target", `${number(found)} of ${number(slices.length)}`],
     ["Time", seconds(trace.seconds)],
   ]);
   const times = Object.entries(trace.timings).map(([stage, time]) => `${stage} ${seconds(time)}`).join(", ");
-  const spacing = image.spacing_mm.map(mm => Number(mm.toFixed(3))).join(" × ");
+  const spacing = image.spacing_mm?.map(mm => Number(mm.toFixed(3))).join(" × ");
+  const extent = spacing ? [`${image.shape.join(" × ")} voxels of ${spacing} mm`, image.axcodes] : [];
   facts("facts", [
-    ["Image", `${image.name}, ${image.modality}, ${image.shape.join(" × ")} voxels of ${spacing} mm, ${image.axcodes}`],
+    ["Image", [image.name, image.modality, ...extent].join(", ")],
     ["Engine", `${trace.engine.policy} + ${trace.engine.segmenter}`],
-    ["Plane", `${trace.plane}, ${slices.length} of ${page.slice_count} slices`],
+    ["Plane", `${trace.plane}, ${slices.length} ${page.slice_count === null ? "" : `of ${page.slice_count} `}slices`],
     ["Window", windowText(trace.window)],
     ["Stages", times],
     ["Made", trace.created.slice(0, 16).replace("T", " ")],

@@ -6,6 +6,7 @@ security policy forbids everything else. Prompts, replies and file names are unt
 
 import base64
 import secrets
+from collections.abc import Mapping
 from io import BytesIO
 from pathlib import Path
 from typing import Any
@@ -47,14 +48,27 @@ def render_page(trace: dict[str, Any], volume: Volume) -> str:
             f"{_size(grid.size)}: pass the image that the run looked at",
             "trace",
         )
+    pictures = {record["index"]: _picture(grid, record.get("window", trace["window"]), record) for record in trace["slices"]}
+    return _render(trace, pictures, None if volume.planar else grid.pixel_mm, grid.slice_count)
+
+
+def render_recorded(trace: dict[str, Any], pictures: Mapping[int, bytes], pixel_mm: float | None) -> str:
+    """As `render_page`, where the pictures were kept and the image was not.
+
+    `pictures` are PNG files of the trace's view size, by slice; `pixel_mm` is the width of their pixels, None where the image
+    has no physical size. What only the image tells, such as its shape, may be left out of the trace.
+    """
+    urls = {index: f"data:image/png;base64,{base64.b64encode(content).decode('ascii')}" for index, content in pictures.items()}
+    return _render(trace, urls, pixel_mm, None)
+
+
+def _render(trace: dict[str, Any], pictures: Mapping[int, str], pixel_mm: float | None, slice_count: int | None) -> str:
     page = {
         "trace": trace,
-        "pictures": {
-            record["index"]: _picture(grid, record.get("window", trace["window"]), record) for record in trace["slices"]
-        },
-        "edges": "" if volume.planar else _EDGES[grid.plane],
-        "pixel_mm": None if volume.planar else grid.pixel_mm,
-        "slice_count": grid.slice_count,
+        "pictures": pictures,
+        "edges": "" if pixel_mm is None else _EDGES[Plane(trace["plane"])],
+        "pixel_mm": pixel_mm,
+        "slice_count": slice_count,
     }
     return _TEMPLATES.get_template("trace_page.html").render(page=page, nonce=secrets.token_urlsafe(16))
 

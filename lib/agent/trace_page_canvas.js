@@ -49,11 +49,14 @@ function maskAfter(slice, step) {
     const one = slice.steps[i];
     if (one?.mask && (i === step || !one.undone)) return one.mask;
   }
-  return slice.mask ?? null;
+  return slice.mask ?? slice.given?.mask ?? null;
 }
 /** Which step's mask was kept, -1 if none. */
 const keptStep = slice => slice.steps.findIndex(step => step.turn === slice.final_turn);
-const finalMask = slice => slice.stop_reason === "absent" ? null : maskAfter(slice, keptStep(slice));
+function finalMask(slice) {
+  if (slice.stop_reason === "absent") return null;
+  return slice.final_turn === null ? slice.mask ?? null : maskAfter(slice, keptStep(slice));
+}
 /** As lib/imaging/overlays.py: image * (1 - alpha) + colour * alpha on mask pixels, rounded or truncated. */
 function blend(image, pixels, overlay) {
   const half = overlay.rounded ? 0.5 : 0;

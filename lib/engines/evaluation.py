@@ -4,7 +4,6 @@ import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatch
-from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +17,7 @@ from lib.config import load_config
 from lib.engines.volumes.run import run_volume
 from lib.errors import ImageError, InputError, UnknownTarget
 from lib.imaging import rle
+from lib.imaging.labelmaps import OffGrid, load_labels
 from lib.imaging.load import load_volume
 from lib.imaging.volume import Modality, Volume
 
@@ -108,7 +108,7 @@ def evaluate_case(
         )
     try:
         volume = load_volume(case.image, modality=case.modality)
-        reference = _reference(case, volume)
+        reference = reference_labels(case, volume)
     except ImageError as error:
         yield (Score("all structures", skipped=error.message),)
         return
@@ -159,19 +159,12 @@ def _labels(item: dict[str, Any]) -> dict[int, str]:
     return {int(value): str(name) for value, name in labels.items() if str(value).isdigit()}
 
 
-def _reference(case: Case, volume: Volume) -> np.ndarray:
-    """Label array `[i, j, k]` on the volume's grid; a reference stored in another axis order is turned to it."""
+def reference_labels(case: Case, volume: Volume) -> np.ndarray:
+    """The case's label array `[i, j, k]` on the volume's grid. Raises ImageError when no reference lies on it."""
     for path in case.references:
-        labels = load_volume(path)
-        there, here = labels.orientation.canonical(labels.data), volume.orientation
-        if there.shape == here.canonical(volume.data).shape and np.allclose(_extent(labels), _extent(volume), atol=0.1):
-            return here.restore(there)
+        try:
+            return load_labels(path, volume)
+        except OffGrid:
+            continue
     shape = "x".join(str(n) for n in volume.data.shape)
     raise ImageError(f"no reference of {case.name} lies on the image's grid of {shape} voxels")
-
-
-def _extent(volume: Volume) -> np.ndarray:
-    """The box in RAS mm that the centres of the corner voxels span: `[2, 3]`, the same for every storage order."""
-    corners = np.array(list(product(*((0, n - 1) for n in volume.data.shape[:3]))))
-    points = corners @ volume.affine[:3, :3].T + volume.affine[:3, 3]
-    return np.array([points.min(axis=0), points.max(axis=0)])

@@ -10,33 +10,47 @@ from hashlib import blake2b
 from pathlib import Path
 from typing import Any
 
+from fastapi import HTTPException
 from monailabel.config import settings
 from monailabel.interfaces.app import MONAILabelApp
 from monailabel.interfaces.datastore import Datastore
 from monailabel.interfaces.tasks.batch_infer import BatchInferTask
 from monailabel.interfaces.tasks.infer_v2 import InferTask
+from monailabel.interfaces.tasks.scoring import ScoringMethod
+from monailabel.interfaces.tasks.strategy import Strategy
 from starlette.middleware import Middleware
 from starlette.middleware.cors import CORSMiddleware
 
+from lib.activelearning.strategies import strategies
 from lib.engines.build import OPTIONS, EngineOptions, build_engine
 from lib.engines.hotswap import WEIGHTS
 from lib.errors import InputError
-from lib.imaging.cache import VolumeCache
+from lib.imaging.cache import ImageRef, VolumeCache
 from lib.infers.agent import AgentInfer
 from lib.infers.clicks import ClickInfer
+from lib.infers.task import image_of
+from lib.scoring.quality import METHOD, QualityScoring
 from lib.server.door import Door
 from lib.server.errors import HANDLERS
+from lib.server.finallabels import FinalLabels
+from lib.server.images import located
 from lib.server.jobroutes import job_routes, run_routes
 from lib.server.jobs.clicks import ClickDesk
 from lib.server.jobs.queue import JobQueue
 from lib.server.jobs.refusal import Refusal, answer_refusal
 from lib.server.jobs.runs import Runs
 from lib.server.jobs.takeover import Takeover
+from lib.server.labelroutes import label_routes
+from lib.server.labels import LabelDesk
 from lib.server.routes import engine_routes, infer_routes
 from lib.server.runstore import RunStore
 from lib.server.store import PRIVATE, StudiesDatastore
 from lib.server.takeroutes import takeover_routes
+from lib.server.taskroutes import task_routes
 from lib.server.uploads import upload_routes
+from lib.trajectories.recorder import Recording
+from lib.trajectories.rewards.recipes import recipe_named
+from lib.trajectories.store import TrajectoryStore
 
 logger = logging.getLogger(__name__)
 
@@ -52,7 +66,9 @@ class IBISApp(MONAILabelApp):
     whose models and adapters may be exchanged for the engine's), `cache_mb` (volumes kept in memory, default 512), `auth`
     ("token", or "none" to let anyone who reaches the port in), `origins` (comma-separated URLs of other sites whose pages may
     use this server, such as an OHIF of your own), `hosts` (comma-separated names under which a reverse proxy on this machine
-    passes requests on).
+    passes requests on), `trajectories` (where runs are recorded: a folder, a database URL such as postgresql://USER@HOST/NAME,
+    or "none"; by default beside the studies), `identifiers` ("keep" to store the names of images beside their hashes),
+    `rewards` (a recipe of configs/rewards.yaml that final labels are graded by).
     """
 
     def __init__(self, app_dir: str, studies: str, conf: Mapping[str, str]):
@@ -64,7 +80,15 @@ class IBISApp(MONAILabelApp):
         self._engine = build_engine(EngineOptions(**{option: conf[option] for option in OPTIONS if option in conf}))
         self._weights = Path(conf["weights"]) if conf.get("weights") else WEIGHTS
         self._queue = JobQueue(_number(conf, "workers", self._engine.runs), _number(conf, "runs_per_user", 20))
-        self._runs = Runs(RunStore(_private(studies) / "runs"), self._queue, self._engine, self._volumes)
+        self._trajectories = _trajectories(conf, _private(studies) / "trajectories")
+        self._recording = None if self._trajectories is None else Recording(self._trajectories)
+        self._runs = Runs(RunStore(_private(studies) / "runs"), self._queue, self._engine, self._volumes, self._recording)
+        self._labels: LabelDesk | None = None
+        if self._recording is not None:
+            recipe = recipe_named(conf.get("rewards", ""))
+            grading = _private(studies) / "grading"
+            self._labels = LabelDesk(grading, self._recording, self._engine, self._volumes, recipe, self._located)
+            self._finals = FinalLabels(self.datastore, self._labels)
         self._takeover = Takeover(self._runs, self._queue, self._engine, self._volumes)
         super().__init__(
             app_dir, studies, conf, name=NAME, version="1.0.0", description="An agent that segments by language, click by click"
@@ -91,13 +115,28 @@ class IBISApp(MONAILabelApp):
             "ibis_click_3d": ClickInfer(engine, volumes, structures, 3, agent, clicks),
         }
 
+    def init_strategies(self) -> dict[str, Strategy]:
+        return strategies(self._trajectories)
+
+    def init_scoring_methods(self) -> dict[str, ScoringMethod]:
+        return {} if self._trajectories is None else {METHOD: QualityScoring(self._trajectories)}
+
+    def async_scoring(self, method: str | None, params: dict[str, Any] | None = None) -> Any:
+        """Quick and in this process; stock MONAI Label starts a second interpreter with the whole app."""
+        if not self._server_mode:
+            return super().async_scoring(method, params)
+        for name in self._scoring_methods if method is None else (method,):
+            request = {"method": name, **(params or {}).get(name, {})}
+            threading.Thread(target=self.scoring, args=(request,), name="scoring", daemon=True).start()
+        return {}
+
     def init_batch_infer(self) -> BatchInferTask:
         return _Batch()
 
     def on_init_complete(self) -> None:
         super().on_init_complete()
         server = sys.modules["monailabel.app"].app
-        stopping = _stopping(self._queue)
+        stopping = _stopping(self._end)
         agent = self._infers["ibis_agent"]
         assert isinstance(agent, AgentInfer)
         self._runs.recover()
@@ -108,7 +147,11 @@ class IBISApp(MONAILabelApp):
             takeover_routes(self._runs, self._takeover, self._volumes),
             engine_routes(self._engine, self._weights),
             upload_routes(self),
+            task_routes(self),
         ]
+        if self._labels is not None and self._trajectories is not None:
+            self._labels.start()
+            routes.append(label_routes(self._runs, self._finals, self._labels, self._trajectories))
         # The first route that matches answers, so ours stand in front of the stock ones.
         server.router.routes[0:0] = [route for router in routes for route in router.routes]
         server.exception_handlers.update({**HANDLERS, Refusal: answer_refusal})
@@ -121,15 +164,35 @@ class IBISApp(MONAILabelApp):
         server.title = NAME
         logging.getLogger("monailabel").setLevel(logging.WARNING)  # its INFO lines hold whole requests and file names
 
+    def on_save_label(self, image_id: str, label_id: str) -> None:
+        """A client has stored a label: a final one is what recorded episodes are graded against."""
+        if self._labels is not None:
+            self._finals.saved(image_id, label_id)
 
-def _stopping(queue: JobQueue) -> threading.Event:
+    def _located(self, image_id: str) -> ImageRef:
+        """Where an image of the store is. Raises InputError."""
+        try:
+            return image_of(located(self, image_id, ""))
+        except HTTPException as error:
+            raise InputError(str(error.detail), "image") from error
+
+    def _end(self) -> None:
+        """Interrupt the work, and write what is to be written."""
+        self._queue.close()
+        if self._labels is not None:
+            self._labels.close()
+        if self._recording is not None:
+            self._recording.close()
+
+
+def _stopping(close: Callable[[], None]) -> threading.Event:
     """Set when the process is told to stop. What the queue works on is interrupted first; only then the server hears of it, as
     it ends the process as soon as its requests are answered. A second signal passes at once."""
     stopping = threading.Event()
 
     def note(before: Any) -> Callable[[int, Any], None]:
         def end(number: int) -> None:
-            queue.close()
+            close()
             if callable(before):
                 before(number, None)
 
@@ -160,6 +223,18 @@ def _private(studies: str) -> Path:
     if studies.startswith(("http://", "https://")):
         return Path.home() / ".cache" / "ibis-label" / blake2b(studies.encode(), digest_size=8).hexdigest()
     return Path(studies) / PRIVATE
+
+
+def _trajectories(conf: Mapping[str, str], folder: Path) -> TrajectoryStore | None:
+    where = conf.get("trajectories", "")
+    if where == "none":
+        return None
+    if conf.get("identifiers", "") not in ("", "keep"):
+        raise InputError(f"--conf identifiers {conf['identifiers']!r} is not 'keep'", "identifiers")
+    keep = conf.get("identifiers") == "keep"
+    if "://" in where:
+        return TrajectoryStore(folder, where, keep)
+    return TrajectoryStore(Path(where) if where else folder, identifiers=keep)
 
 
 def _number(conf: Mapping[str, str], key: str, default: int) -> int:

@@ -15,7 +15,9 @@ from fastapi.responses import FileResponse
 from monailabel.endpoints import activelearning, datastore
 from monailabel.interfaces.app import MONAILabelApp
 
+from lib.infers.task import user_of
 from lib.server.names import NAME
+from lib.trajectories.matching import label_names
 
 _SUFFIX = re.compile(r"\.(nii\.gz|[A-Za-z0-9]{1,5})$", re.IGNORECASE)
 
@@ -74,6 +76,8 @@ def upload_routes(app: MONAILabelApp) -> APIRouter:
         image: str, label: Annotated[UploadFile, File()], params: Annotated[str, Form()] = "{}", tag: str = "final"
     ) -> dict[str, Any]:
         info = json_object(params)
+        label_names(info.get("label_info") or [])
+        user_of(info)
         with received(label) as path:
             if not path.stat().st_size:
                 raise HTTPException(422, "label: the upload is empty")

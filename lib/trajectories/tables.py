@@ -30,7 +30,6 @@ class ImageRow(Base):
     __tablename__ = "images"
     key: Mapped[str] = mapped_column(KEY, primary_key=True)
     patient: Mapped[str] = mapped_column(KEY, index=True)
-    content_hash: Mapped[str] = mapped_column(DIGEST)
     modality: Mapped[str] = mapped_column(String(8))
     burned_in: Mapped[str] = mapped_column(String(16))
     name: Mapped[str | None] = mapped_column(Text)
@@ -54,6 +53,8 @@ class TrajectoryRow(Base):
     user: Mapped[str] = mapped_column(String(128))
     created: Mapped[str] = mapped_column(String(40), index=True)
     image: Mapped[str] = mapped_column(ForeignKey("images.key"))
+    content_hash: Mapped[str] = mapped_column(DIGEST)
+    """Of the image's voxels then."""
     plane: Mapped[str] = mapped_column(String(16))
     slice: Mapped[int] = mapped_column(Integer)
     width: Mapped[int] = mapped_column(Integer)

@@ -111,9 +111,6 @@ class Trajectory:
         """False when it was cut short or failed: nothing can be learned from its end."""
         return self.outcome.conclusive
 
-    def with_outcome(self, outcome: Outcome) -> "Trajectory":
-        return replace(self, outcome=outcome)
-
 
 def observations(trajectory: Trajectory) -> list[str]:
     """For each step, 32 hex digits that differ when anything that was shown before it does: the picture, the mask on it, the

@@ -28,7 +28,7 @@ from lib.trajectories.replay import replay, view_of
 from lib.trajectories.store import Selection, TrajectoryStore
 from lib.trajectories.tables import Base
 from lib.trajectories.trajectory import observations
-from tests.trajectories.episodes import ball, played, recorded, reference, work_on
+from tests.trajectories.balls import ball, played, recorded, reference, work_on
 
 
 @pytest.fixture
@@ -61,7 +61,7 @@ def test_a_replay_that_differs_says_so(store):
     trajectory = next(t for t in recorded(store) if t.outcome.found)
     step = trajectory.outcome.steps[0]
     moved = replace(step, action=Click(ViewPoint(0.02, 0.02), True))
-    other = trajectory.with_outcome(replace(trajectory.outcome, steps=(moved, *trajectory.outcome.steps[1:])))
+    other = replace(trajectory, outcome=replace(trajectory.outcome, steps=(moved, *trajectory.outcome.steps[1:])))
     assert not replay(other, store.blobs, GraphCut())[0].identical
 
 

@@ -32,6 +32,7 @@ from lib.server.jobs.refusal import Refusal
 from lib.server.jobs.state import RunState, Status, last_status
 from lib.server.jobs.statecache import StateCache
 from lib.server.runstore import RunStore
+from lib.trajectories.recorder import Recording, RunRecorder, Work
 
 logger = logging.getLogger(__name__)
 
@@ -43,7 +44,11 @@ _POLL_S = 0.1
 class Runs:
     """All runs of this server. A run belongs to its user: to others it does not exist."""
 
-    def __init__(self, store: RunStore, queue: JobQueue, engine: Engine, volumes: VolumeCache):
+    def __init__(
+        self, store: RunStore, queue: JobQueue, engine: Engine, volumes: VolumeCache, recording: Recording | None = None
+    ):
+        """Without `recording` no trajectories are kept."""
+        self._recording = recording
         self._store = store
         self._queue = queue
         self._engine = engine
@@ -199,6 +204,14 @@ class Runs:
     def folder(self, key: str) -> Path:
         return self._store.folder(key)
 
+    def recorders(self, key: str, asked: Asked, target: int, volume: Volume) -> list[RunRecorder]:
+        """Who records the trajectories of a target (1 for the first); empty when none are kept."""
+        if self._recording is None:
+            return []
+        one = asked.targets[target - 1]
+        work = Work(key, target, one.name, asked.user, asked.image_id, one.request, volume, self._engine)
+        return [RunRecorder(self._recording, work)]
+
     def recover(self) -> list[str]:
         """Mark the runs that an earlier process left without an end; their ids. They wait to be resumed."""
         self._store.sweep()
@@ -259,8 +272,12 @@ class Runs:
             self._engine.policy.check(volume, request.prompt)
         journal.append(Kind.STARTED, engine=self._engine.name, content_hash=volume.content_hash, slices=slices)
         numbers = range(1, len(requests) + 1)
-        recorders = [(Recorder(journal, number, limits),) for number in numbers]
+        trajectories = [self.recorders(key, asked, number, volume) for number in numbers]
+        recorders = [(Recorder(journal, number, limits), *own) for number, own in zip(numbers, trajectories, strict=True)]
         known = [state.known(number, grid.size) for number, grid in zip(numbers, grids, strict=True)]
+        for own, settled in zip(trajectories, known, strict=True):
+            for recorder in own:
+                recorder.catch_up(settled)
         results = tuple(run_targets(requests, volume, self._engine, limits, recorders, known))
         cancelled = limits.reached() is StopReason.CANCELLED
         if cancelled:  # said before masks are put together, which takes its time for several targets

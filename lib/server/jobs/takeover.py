@@ -11,8 +11,9 @@ from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
 from lib.agent.engine import Engine
-from lib.agent.episode import Actor, Outcome
+from lib.agent.episode import Actor, Given, Outcome
 from lib.agent.limits import Limits, StopReason
+from lib.agent.loop import Observer
 from lib.agent.protocol import Click
 from lib.agent.record import to_record
 from lib.agent.run import RunRequest
@@ -54,6 +55,8 @@ class Sheet:
     volume: Volume
     engine: Engine
     limits: Limits
+    recorders: Sequence[Observer] = ()
+    """Who hears of what is settled."""
 
     @property
     def request(self) -> RunRequest:
@@ -80,22 +83,20 @@ class Sheet:
                 raise Refusal(409, f"slice {index} is locked: unlock it first")
 
     def worked(self, index: int) -> Outcome | None:
-        """The slice's outcome with steps to go on from. A mask that was brought from another slice is drawn again by clicks."""
+        """The slice's outcome to go on from. With a mask that was brought from another slice, an episode begins."""
         outcome = self.outcome(index)
-        if outcome is None or not outcome.found or self.replays(outcome):
+        if outcome is None or not outcome.found or replays(outcome):
             return outcome
         view, mask = self.slice_(index).view, rle.decode(outcome.mask)
-        drawn = draw(view, mask, tissue_of(view, mask), self.engine, self.limits).outcome
-        return replace(drawn, steps=tuple(replace(step, actor=Actor.AGENT) for step in drawn.steps))
-
-    def replays(self, outcome: Outcome) -> bool:
-        """Whether the outcome's own steps make its mask, from what its episode began with."""
-        return outcome.given is not None or any(step.mask is not None and not step.undone for step in outcome.steps)
+        drawn = draw(view, mask, tissue_of(view, mask), self.engine, self.limits)
+        return replace(outcome, given=Given(outcome.mask, outcome.confidence or 0.0, drawn.clicks), steps=())
 
     def settle(self, outcome: Outcome) -> Outcome:
         record = to_record(outcome)
         conclusive = outcome.conclusive
         self.journal.append(Kind.SLICE_SETTLED, target=self.target, slice=outcome.index, conclusive=conclusive, outcome=record)
+        for recorder in self.recorders:
+            recorder.settled(outcome)
         return outcome
 
     def finish(self) -> None:
@@ -184,7 +185,7 @@ class Takeover:
             outcome = sheet.outcome(index)
             if outcome is None:
                 raise InputError(f"slice {index} has no steps", "slice")
-            if outcome.found and not sheet.replays(outcome):
+            if outcome.found and not replays(outcome):
                 raise InputError(f"the mask of slice {index} was brought from other slices: click on it instead", "slice")
             return _undone(sheet, outcome, turn)
 
@@ -265,7 +266,8 @@ class Takeover:
                 volume = self._volumes.get(asked.image)
                 if state.content_hash not in ("", volume.content_hash):
                     raise Refusal(410, f"the image of run {key} has changed since")
-                sheet = Sheet(journal, asked, target, state, volume, self._engine, limits)
+                recorders = self._runs.recorders(key, asked, target, volume)
+                sheet = Sheet(journal, asked, target, state, volume, self._engine, limits, recorders)
                 try:
                     return work(sheet)
                 except (EngineError, InputError, OSError) as error:
@@ -288,6 +290,11 @@ class Takeover:
                 if self._queue.find(key) not in (None, job) or time.monotonic() >= until:
                     raise Refusal(409, f"the agent works on run {key}: wait for its end, or cancel it") from error
                 time.sleep(0.01)
+
+
+def replays(outcome: Outcome) -> bool:
+    """Whether the outcome's own steps make its mask, from what its episode began with."""
+    return outcome.given is not None or any(step.mask is not None and not step.undone for step in outcome.steps)
 
 
 def _carried(outcome: Outcome) -> Outcome:
