@@ -16,22 +16,31 @@ if TYPE_CHECKING:
     from lib.engines.benchmark.models import Models
 
 
+_ROUNDS = 9
+"""Runs with and without recording."""
+
+
 class Part(StrEnum):
     """What to measure."""
 
     ALL = "all"
     RUNS = "runs"
     LOOP = "loop"
+    RECORDING = "recording"
 
 
 def bench(
     part: Annotated[
-        Part, typer.Argument(help="runs: images and the server; loop: language model and SAM2, beside the released loop")
+        Part,
+        typer.Argument(
+            help="runs: images and the server; loop: language model and SAM2, beside the released loop; recording: what the "
+            "trajectories cost"
+        ),
     ] = Part.ALL,
     image: Annotated[
-        list[Path] | None, typer.Option(help="runs: image to measure on; may be repeated; default: the phantom")
+        list[Path] | None, typer.Option(help="runs, recording: image to measure on; may be repeated; default: the phantom")
     ] = None,
-    prompt: Annotated[str, typer.Option(help="runs: what to segment")] = "liver",
+    prompt: Annotated[str, typer.Option(help="runs, recording: what to segment")] = "liver",
     engine: models.Engine = "",
     clients: Annotated[int, typer.Option(min=1, max=32, help="runs: clients at once in the server's measurement")] = 4,
     random_weights: Annotated[
@@ -49,11 +58,13 @@ def bench(
     static_cache: Annotated[bool, typer.Option(help="loop: the compiled decoding step of a GPU")] = False,
     output: Annotated[Path | None, typer.Option(help="also write the tables to this Markdown file")] = None,
 ) -> None:
-    """Measure runs, the server's answers while runs go on, and the loop of language model and segmenter."""
+    """Measure runs, the server's answers while runs go on, the loop of language model and segmenter, and recording."""
     tables = []
-    if part is not Part.LOOP:
+    if part in (Part.ALL, Part.RUNS):
         tables += _runs(image or [], prompt, engine, clients)
-    if part is not Part.RUNS:
+    if part in (Part.ALL, Part.RECORDING):
+        tables.append(_recording(image or [], prompt, engine))
+    if part in (Part.ALL, Part.LOOP):
         sizes = _sizes(batches)
         loaded = _loop_models(random_weights, mllm_path, sam2_ckpt, sam2_cfg, device, static_cache)
         tables += _loops(loaded, sizes, turns, slices, reply_tokens)
@@ -98,6 +109,30 @@ def _runs(image: list[Path], prompt: str, engine: str, clients: int) -> list[Tab
     for table in (runs, ratios, answers):
         console.print(table)
     return [runs, ratios, answers]
+
+
+def _recording(image: list[Path], prompt: str, engine: str) -> Table:
+    from statistics import median
+
+    from lib.engines.build import build_engine
+    from lib.imaging.load import load_volume
+    from lib.trajectories.overhead import measure_recording
+
+    title = f"Recording: {prompt}, {_ROUNDS} runs without and with it, by turns (median; all on disk)"
+    table = Table("image", "episodes", "steps", "without s", "with s", "overhead %", "after the run's end ms", title=title)
+    with tempfile.TemporaryDirectory() as scratch:
+        for path in image or [_phantom(Path(scratch))]:
+            with console.status(f"Measuring {path}"):
+                folder = Path(tempfile.mkdtemp(dir=scratch))
+                rounds = list(measure_recording(load_volume(path), prompt, build_engine(engine), folder, _ROUNDS))
+            plain, recorded = median(one.plain_s for one in rounds), median(one.recorded_s for one in rounds)
+            overhead = 100 * (median(one.recorded_s / one.plain_s for one in rounds) - 1)
+            waited = 1000 * median(one.waited_s for one in rounds)
+            counts = (str(rounds[0].episodes), str(rounds[0].steps))
+            shares = (f"{plain:.2f}", f"{recorded:.2f}", f"{overhead:.1f}", f"{waited:.0f}")
+            table.add_row(f"{path.parent.name}/{path.name}", *counts, *shares)
+    console.print(table)
+    return table
 
 
 def _sizes(text: str) -> list[int]:

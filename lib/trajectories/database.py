@@ -15,7 +15,6 @@ from alembic.util import CommandError
 from filelock import FileLock
 from sqlalchemy import Connection, Engine, create_engine, event, make_url, text
 from sqlalchemy.exc import ArgumentError, NoSuchModuleError, OperationalError
-from sqlalchemy.orm import Session
 
 from lib.errors import InputError
 
@@ -63,11 +62,11 @@ def migrate(engine: Engine) -> None:
             _upgrade(connection)
 
 
-def guard(session: Session, removing: bool) -> None:
+def guard(connection: Connection, removing: bool) -> None:
     """Keep those who remove blobs and those who name them apart until the transaction ends: many may add at a time, or one
     remove. On SQLite the write lock does that already."""
-    if session.get_bind().dialect.name == "postgresql":
-        session.execute(text(f"SELECT pg_advisory_xact_lock{'' if removing else '_shared'}(:key)"), {"key": _BLOBS_LOCK})
+    if connection.dialect.name == "postgresql":
+        connection.execute(text(f"SELECT pg_advisory_xact_lock{'' if removing else '_shared'}(:key)"), {"key": _BLOBS_LOCK})
 
 
 def _upgrade(connection: Connection) -> None:

@@ -24,7 +24,7 @@ from lib.trajectories.database import guard, open_database, sqlite_url
 from lib.trajectories.grade import Dropped, Grade, StepGrade
 from lib.trajectories.privacy import hashed, read_salt
 from lib.trajectories.rows import image_row, to_trajectory, trajectory_rows
-from lib.trajectories.tables import GradingRow, ImageRow, LabelRow, RejectionRow, StepRow, TrajectoryRow
+from lib.trajectories.tables import Base, GradingRow, ImageRow, LabelRow, RejectionRow, StepRow, TrajectoryRow
 from lib.trajectories.trajectory import Source, Trajectory
 
 _TRIES = 20
@@ -263,7 +263,7 @@ class TrajectoryStore:
         """Remove everything of a patient, or of an image (their hashes), blobs included; nothing else."""
         chosen = select(ImageRow.key).where(ImageRow.patient == patient if patient else ImageRow.key == image)
         with Session(self._engine) as session, session.begin():
-            guard(session, removing=True)
+            guard(session.connection(), removing=True)
             images = list(session.scalars(chosen))
             mine = select(TrajectoryRow.key).where(TrajectoryRow.image.in_(images))
             runs = list(session.scalars(select(TrajectoryRow.run).where(TrajectoryRow.image.in_(images)).distinct()))
@@ -280,14 +280,17 @@ class TrajectoryStore:
     def collect(self, grace_s: float = GRACE_S) -> int:
         """Remove blobs that no row names and that are older than `grace_s`; how many."""
         with Session(self._engine) as session, session.begin():
-            guard(session, removing=True)
+            guard(session.connection(), removing=True)
             return self.blobs.collect(set(session.scalars(_digests(None))), grace_s)
+
+    def named(self) -> set[str]:
+        """The digests of all blobs that rows name."""
+        with self._reading() as session:
+            return set(session.scalars(_digests(None)))
 
     def missing(self) -> set[str]:
         """Digests that rows name and that are not there: none, unless files were removed by hand."""
-        with self._reading() as session:
-            named = set(session.scalars(_digests(None)))
-        return named - self.blobs.digests()
+        return self.named() - self.blobs.digests()
 
     @contextmanager
     def _reading(self) -> Iterator[Session]:
@@ -295,28 +298,28 @@ class TrajectoryStore:
             yield session
 
     def _insert(self, trajectories: Sequence[Trajectory], rows: list[Any], name: str | None) -> int:
-        with Session(self._engine) as session, session.begin():
-            guard(session, removing=False)
-            there = set(
-                session.scalars(select(TrajectoryRow.key).where(TrajectoryRow.key.in_([row["key"] for row, _ in rows])))
-            )
+        with self._engine.begin() as connection:
+            guard(connection, removing=False)
+            keys = [row["key"] for row, _ in rows]
+            there = set(connection.scalars(select(TrajectoryRow.key).where(TrajectoryRow.key.in_(keys))))
             origins = {one.origin.image: one.origin for one in trajectories}
-            known = set(session.scalars(select(ImageRow.key).where(ImageRow.key.in_(origins))))
-            fresh = [image_row(origin, name) for key, origin in origins.items() if key not in known]
-            if fresh:
-                session.execute(insert(ImageRow), fresh)
-            added = 0
-            for row, steps in rows:
-                if row["key"] in there:
-                    continue
+            known = set(connection.scalars(select(ImageRow.key).where(ImageRow.key.in_(origins))))
+            fresh = {row["key"]: (row, steps) for row, steps in rows if row["key"] not in there}
+            episodes = {row["episode"] for row, _ in fresh.values()}
+            newest = select(TrajectoryRow.episode, func.max(TrajectoryRow.version)).group_by(TrajectoryRow.episode)
+            found = connection.execute(newest.where(TrajectoryRow.episode.in_(episodes)))
+            versions: dict[str, int] = {episode: version for episode, version in found}
+            for row, steps in fresh.values():
                 self._check_blobs(row, steps)
-                there.add(row["key"])
-                newest = session.scalar(select(func.max(TrajectoryRow.version)).where(TrajectoryRow.episode == row["episode"]))
-                session.execute(insert(TrajectoryRow).values(version=(newest or 0) + 1, **row))
-                if steps:
-                    session.execute(insert(StepRow), steps)
-                added += 1
-        return added
+                row["version"] = versions[row["episode"]] = versions.get(row["episode"], 0) + 1
+            for table, values in (
+                ("images", [image_row(origin, name) for key, origin in origins.items() if key not in known]),
+                ("trajectories", [row for row, _ in fresh.values()]),
+                ("steps", [step for _, steps in fresh.values() for step in steps]),
+            ):
+                if values:
+                    connection.execute(insert(Base.metadata.tables[table]), values)
+        return len(fresh)
 
     def _check_blobs(self, row: dict[str, Any], steps: list[dict[str, Any]]) -> None:
         """Who forgets a patient may have removed a blob since it was put; none is removed until the transaction ends."""

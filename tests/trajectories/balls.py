@@ -26,10 +26,10 @@ def ball(shape=(48, 40, 8), seed=0):
     return volume, truth
 
 
-def work_on(volume, truth, key="run", prompt="ball", user="anna", image="ball", **request):
+def work_on(volume, truth, key="run", prompt="ball", user="anna", image="ball", enough=0.8, **request):
     """A run to record: of the expert who knows `truth`."""
-    engine = Engine("expert", Expert(truth), GraphCut(), 8)
-    return Work(key, 1, prompt, user, image, RunRequest(prompt, max_turns=6, **request), volume, engine)
+    engine = Engine("expert", Expert(truth, enough), GraphCut(), 8)
+    return Work(key, 1, prompt, user, image, RunRequest(prompt, max_turns=request.pop("max_turns", 6), **request), volume, engine)
 
 
 def played(work):

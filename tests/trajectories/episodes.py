@@ -1,61 +1,75 @@
-"""Real episodes to record: an expert and the graph cut on a synthetic volume."""
-
-from pathlib import Path
+"""Episodes for tests: outcomes put together from what was said and drawn."""
 
 import numpy as np
 
-from lib.agent.engine import Engine
-from lib.agent.run import RunRequest, run
+from lib.agent.episode import Actor, Given, Outcome, Step
+from lib.agent.limits import StopReason
+from lib.agent.protocol import Action, Click, ProtocolError, Reply, Terminate, parse, render
 from lib.imaging import rle
-from lib.imaging.planes import Plane, ViewGrid
-from lib.imaging.views import View
-from lib.imaging.volume import Modality, Volume
-from lib.segmenters.graphcut import GraphCut
-from lib.trajectories.recorder import Work, build_trajectory
-from lib.trajectories.store import TrajectoryStore
-from lib.trajectories.trajectory import Trajectory
-from tests.engines.expert import Expert
+from lib.imaging.planes import ViewPoint
+from lib.imaging.windows import Window
+
+STOP = render(Reply("right", Terminate("done")))
 
 
-def ball(shape=(48, 40, 8), seed=0):
-    """A bright ball on noisy ground, spacing 1 x 1 x 3 mm, and where it is (bool `[i, j, k]`)."""
-    i, j, k = np.ogrid[: shape[0], : shape[1], : shape[2]]
-    truth = (i - 20) ** 2 + (j - 18) ** 2 + (4 * (k - 4)) ** 2 < 12**2
-    noise = np.random.default_rng(seed).normal(0, 8, shape)
-    volume = Volume((40 + 90 * truth + noise).astype(np.int16), np.diag([1, 1, 3, 1.0]), Modality.CT, Path("ball.nii.gz"))
-    return volume, truth
+def rect(top: int, bottom: int, left: int, right: int, shape: tuple[int, int] = (20, 40)) -> np.ndarray:
+    """bool mask of `shape` with rows `top` to `bottom` and columns `left` to `right` filled, ends excluded."""
+    mask = np.zeros(shape, bool)
+    mask[top:bottom, left:right] = True
+    return mask
 
 
-def work_on(volume, truth, key="run", prompt="ball", user="anna", image="ball", **request):
-    """A run to record: of the expert who knows `truth`."""
-    engine = Engine("expert", Expert(truth), GraphCut(), 8)
-    return Work(key, 1, prompt, user, image, RunRequest(prompt, max_turns=6, **request), volume, engine)
+def at(column: int, row: int, positive: bool = True, shape: tuple[int, int] = (20, 40)) -> Click:
+    """A click on the centre of a pixel."""
+    return Click(ViewPoint.of_pixel(column, row, shape[1], shape[0]), positive)
 
 
-def played(work):
-    """The result of the run."""
-    return run(work.request, work.volume, work.engine)
+def said(action: Action) -> str:
+    return render(Reply("so", action))
 
 
-def recorded(store: TrajectoryStore, key="run", seed=0, **about) -> list[Trajectory]:
-    """Trajectories of all slices of one run, in the store."""
-    volume, truth = ball(seed=seed)
-    work = work_on(volume, truth, key, **about)
-    result = played(work)
-    trajectories = [
-        build_trajectory(View(result.grid, outcome.index, outcome.window), outcome, work, store) for outcome in result.outcomes
-    ]
-    store.add(trajectories, work.image_id)
-    return trajectories
-
-
-def reference(trajectory: Trajectory) -> np.ndarray:
-    """What the ball is on the trajectory's slice, bool `[height, width]` of the view."""
-    volume, truth = ball()
-    grid = ViewGrid(volume, Plane(trajectory.origin.plane))
-    return grid.enlarge(grid.cut(truth, trajectory.origin.index), 0)
-
-
-def first_click(trajectory: Trajectory) -> np.ndarray:
-    """The mask after the first click."""
-    return rle.decode(next(step.mask for step in trajectory.outcome.steps if step.mask is not None))
+def outcome(
+    played: list[tuple[str | Click, np.ndarray | None]],
+    stop: StopReason | None = None,
+    given: np.ndarray | None = None,
+    shape: tuple[int, int] = (20, 40),
+    undone: tuple[int, ...] = (),
+    detail: str = "",
+) -> Outcome:
+    """`played` are pairs of what was said (a text by the agent, a click by an annotator) and the mask that it made. The last
+    mask is the chosen one; without `stop` the last reply says why it ended."""
+    steps = []
+    for turn, (words, mask) in enumerate(played, 1):
+        read = parse(words) if isinstance(words, str) else Reply("", words)
+        action = read if isinstance(read, ProtocolError) else read.action
+        steps.append(
+            Step(
+                turn=turn,
+                actor=Actor.AGENT if isinstance(words, str) else Actor.ANNOTATOR,
+                reply=words if isinstance(words, str) else "",
+                thought="",
+                action=action,
+                mask=None if mask is None else rle.encode(mask),
+                score=None if mask is None else 0.5,
+                undone=turn in undone,
+            )
+        )
+    drawn = [step for step in steps if step.mask is not None and not step.undone]
+    start = None if given is None else Given(rle.encode(given), 0.5, ())
+    final = drawn[-1].mask if drawn else start.mask if start else rle.empty(shape[1], shape[0])
+    if stop is None:
+        stopped = bool(steps) and isinstance(steps[-1].action, Terminate)
+        stop = (StopReason.TERMINATED if rle.area(final) else StopReason.ABSENT) if stopped else StopReason.MAX_TURNS
+    return Outcome(
+        index=0,
+        window=Window(0, 255, "stored"),
+        stop=stop,
+        detail=detail,
+        answer="",
+        steps=tuple(steps),
+        mask=final,
+        final_turn=drawn[-1].turn if drawn and stop is not StopReason.ABSENT else None,
+        chosen_because="",
+        confidence=None,
+        given=start,
+    )

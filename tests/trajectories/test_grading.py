@@ -16,18 +16,11 @@ from lib.trajectories.grading import FinalLabel, counting, grade_label
 from lib.trajectories.recorder import build_trajectory
 from lib.trajectories.replay import replay
 from lib.trajectories.rewards.recipes import recipe_named
-from lib.trajectories.store import Selection, TrajectoryStore
+from lib.trajectories.store import Selection
 from lib.trajectories.trajectory import Source
 from tests.trajectories.balls import ball, played, recorded, work_on
 
 RECIPE = recipe_named("corrected")
-
-
-@pytest.fixture
-def store(tmp_path):
-    opened = TrajectoryStore(tmp_path / "store")
-    yield opened
-    opened.close()
 
 
 def final(annotator="carla", names=None, labels=None, image="ball", **about):
@@ -93,7 +86,8 @@ def test_a_failure_is_no_reward_and_another_content_is_left_out(store):
     outcome = replace(next(o for o in result.outcomes if o.found), stop=StopReason.FAILED, detail="the model's server is gone")
     store.add([build_trajectory(View(result.grid, outcome.index, outcome.window), outcome, work, store)])
     old = work_on(ball(seed=5)[0], truth, "old")
-    store.add([build_trajectory(View(ViewGrid(old.volume, Plane.AXIAL), 4, outcome.window), replace(outcome, index=4), old, store)])
+    view = View(ViewGrid(old.volume, Plane.AXIAL), 4, outcome.window)
+    store.add([build_trajectory(view, replace(outcome, index=4), old, store)])
     report = grade_label(final(), store, RECIPE)
     assert (report.graded, report.dropped, report.changed) == (0, {"failed: the model's server is gone": 1}, 1)
     ((grading,),) = store.gradings(Selection()).values()

@@ -1,6 +1,5 @@
 """The store: what goes in comes out the same, in one piece, once."""
 
-import multiprocessing
 import os
 import stat
 from dataclasses import replace
@@ -29,13 +28,6 @@ from lib.trajectories.store import Selection, TrajectoryStore
 from lib.trajectories.tables import Base
 from lib.trajectories.trajectory import observations
 from tests.trajectories.balls import ball, played, recorded, reference, work_on
-
-
-@pytest.fixture
-def store(tmp_path):
-    opened = TrajectoryStore(tmp_path / "store")
-    yield opened
-    opened.close()
 
 
 def test_a_trajectory_comes_back_as_it_was_recorded(store):
@@ -179,8 +171,8 @@ def test_no_identifier_is_stored_unless_asked_for(tmp_path):
     assert salt.read_bytes() != (tmp_path / "True" / "salt").read_bytes()
 
 
-def test_the_migrations_make_the_tables(tmp_path):
-    engine = open_database(f"sqlite:///{tmp_path}/new.sqlite")
+def test_the_migrations_make_the_tables(tmp_path, database):
+    engine = open_database(database or f"sqlite:///{tmp_path}/new.sqlite")
     with engine.connect() as connection:
         assert compare_metadata(MigrationContext.configure(connection), Base.metadata) == []
 
@@ -213,28 +205,3 @@ def test_a_run_is_recorded_as_it_goes(store):
     recording.close()
     assert store.count(Selection(newest=False)) == len(result.outcomes)
     assert recording.failed == 0
-
-
-def _record_many(folder, name, runs):
-    store = TrajectoryStore(folder)
-    volume, truth = ball()
-    work = work_on(volume, truth)
-    result = played(work)
-    for number in range(runs):
-        own = replace(work, run=f"{name}{number}")
-        store.add([build_trajectory(View(result.grid, o.index, o.window), o, own, store) for o in result.outcomes])
-    store.close()
-
-
-def test_two_processes_write_to_one_store(tmp_path):
-    context = multiprocessing.get_context("spawn")
-    writers = [context.Process(target=_record_many, args=(tmp_path, name, 25)) for name in "ab"]
-    for writer in writers:
-        writer.start()
-    for writer in writers:
-        writer.join()
-        assert writer.exitcode == 0
-    store = TrajectoryStore(tmp_path)
-    assert store.count(Selection(newest=False)) == 2 * 25 * 8
-    assert store.missing() == set()
-    assert {s.version for s in store.summaries(Selection(newest=False))} == {1}
