@@ -1,4 +1,4 @@
-# make setup | demo | test | serve | bench      Debian with Python 3.11 and make; everything else comes from PyPI.
+# make setup | demo | test | serve | bench | conformance      Debian with Python 3.11 and make; everything else comes from PyPI.
 PYTHON ?= python3.11
 VENV   := .venv
 RUN    := $(VENV)/bin/python
@@ -8,7 +8,7 @@ IMAGE   ?=
 PROMPT  ?=
 STUDIES ?= out/demo/studies
 
-.PHONY: setup demo test lint serve bench clean
+.PHONY: setup demo test lint serve bench conformance clean
 
 setup: $(VENV)/.ready
 
@@ -36,6 +36,10 @@ serve: setup
 
 bench: setup
 	$(RUN) main.py bench --output out/bench.md
+
+# LLaMA-Factory, TRL and verl read the exports and train on them, each in an environment of its own (15 GB, made once).
+conformance: setup
+	$(RUN) -m tests.conformance.run
 
 clean:
 	rm -rf $(VENV) out

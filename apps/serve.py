@@ -10,7 +10,18 @@ from apps.console import console
 from lib.errors import InputError
 
 APP = Path(__file__).resolve().parent.parent
-_CONF = ("workers", "runs_per_user", "weights", "cache_mb", "auth", "origins", "hosts")
+_CONF = (
+    "workers",
+    "runs_per_user",
+    "weights",
+    "cache_mb",
+    "auth",
+    "origins",
+    "hosts",
+    "trajectories",
+    "identifiers",
+    "rewards",
+)
 _LOOPBACK = ("127.0.0.1", "localhost", "::1")
 
 
@@ -27,7 +38,7 @@ def serve(
             "--conf",
             "-c",
             metavar="KEY VALUE",
-            help="workers, cache_mb, auth, origins, hosts; mllm_path and what else `segment` calls the weights",
+            help="workers, cache_mb, auth, origins, hosts, trajectories; mllm_path and what else `segment` calls the weights",
         ),
     ] = None,
 ) -> None:

@@ -29,7 +29,8 @@ function make(tag, className = "", text = "", ...children) {
 }
 const isNumber = value => typeof value === "number";
 function number(value, digits = 0) {
-  const text = value.toLocaleString("en-GB", { minimumFractionDigits: digits, maximumFractionDigits: digits });
+  const style = { minimumFractionDigits: digits, maximumFractionDigits: digits, signDisplay: "negative" };
+  const text = value.toLocaleString("en-GB", style);
   return text.replace("-", "−");
 }
 const percent = value => isNumber(value) ? `${Math.round(value * 100)} %` : "unknown";
@@ -258,6 +259,9 @@ function windowText({ name, low, high }) {
   const digits = high - low < 20 ? 2 : 0;
   return `${name} ${number(low, digits)} to ${number(high, digits)}`;
 }
+function extentText(number, of) {
+  return `${number}${of === null ? "" : ` of ${of}`} slice${(of ?? number) === 1 ? "" : "s"}`;
+}
 function facts(list, pairs) {
   element(list).append(...pairs.map(([name, value]) => make("div", "", "", make("dt", "", name), make("dd", "", value))));
 }
@@ -281,7 +285,7 @@ function fillHeader() {
   facts("facts", [
     ["Image", [image.name, image.modality, ...extent].join(", ")],
     ["Engine", `${trace.engine.policy} + ${trace.engine.segmenter}`],
-    ["Plane", `${trace.plane}, ${slices.length} ${page.slice_count === null ? "" : `of ${page.slice_count} `}slices`],
+    ["Plane", `${trace.plane}, ${extentText(slices.length, page.slice_count)}`],
     ["Window", windowText(trace.window)],
     ["Stages", times],
     ["Made", trace.created.slice(0, 16).replace("T", " ")],

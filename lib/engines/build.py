@@ -10,7 +10,7 @@ from typing import Any, Literal, TypeVar
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from lib.agent.conduct import conduct_named
+from lib.agent.conduct import Conduct, conduct_named
 from lib.agent.engine import Engine
 from lib.agent.policy import Policy
 from lib.agent.segmenter import Segmenter
@@ -88,17 +88,38 @@ def build_engine(options: EngineOptions | str = "") -> Engine:
     return _build(EngineOptions(options) if isinstance(options, str) else options)
 
 
+def build_engine_for(policy: Policy, options: EngineOptions) -> Engine:
+    """The engine of those options with `policy` in the place of its own, which is not built and needs no weights.
+
+    Raises InputError as `build_engine` does.
+    """
+    name, config, home = _configured(options)
+    if options.device and config.segmenter.kind == "graphcut":
+        raise InputError(f"the segmenter of engine {name} runs on the processor only: choose another with --engine", "device")
+    site = _site(options, config, home)
+    segmenter = _made(SEGMENTERS, "segmenter", config.segmenter, _changed(config.segmenter, options, _OF_SEGMENTER), site)
+    return Engine(policy.name, policy, segmenter, config.batch, config.runs, conduct=_conduct(options, config))
+
+
 @cache
 def _build(options: EngineOptions) -> Engine:
     name, config, home = _configured(options)
-    conduct = conduct_named(options.protocol or config.protocol)
     if options.device and config.policy.kind == "rules" and config.segmenter.kind == "graphcut":
         raise InputError(f"engine {name} runs on the processor only: choose another with --engine", "device")
-    site = Site(config, home, options.device or config.device, conduct.pixel_cap, conduct.clamp)
+    site = _site(options, config, home)
     policy = _made(POLICIES, "policy", config.policy, _changed(config.policy, options, _OF_POLICY), site)
     segmenter = _made(SEGMENTERS, "segmenter", config.segmenter, _changed(config.segmenter, options, _OF_SEGMENTER), site)
     shares = config.policy.kind != "rules"
-    return Engine(name, policy, segmenter, config.batch, config.runs, shares, conduct)
+    return Engine(name, policy, segmenter, config.batch, config.runs, shares, _conduct(options, config))
+
+
+def _conduct(options: EngineOptions, config: EngineConfig) -> Conduct:
+    return conduct_named(options.protocol or config.protocol)
+
+
+def _site(options: EngineOptions, config: EngineConfig, home: Path) -> "Site":
+    conduct = _conduct(options, config)
+    return Site(config, home, options.device or config.device, conduct.pixel_cap, conduct.clamp)
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ import os
 import random
 import threading
 import time
-from collections.abc import Coroutine, Sequence
+from collections.abc import Coroutine, Iterable, Sequence
 from concurrent.futures import CancelledError, Future, wait
 from dataclasses import replace
 from types import MappingProxyType
@@ -25,7 +25,7 @@ from lib.agent.limits import UNLIMITED, Bound
 from lib.agent.policy import Decision, Observation
 from lib.agent.protocol import GRAMMAR
 from lib.errors import EngineError, InputError
-from lib.policies.conversation import conversation
+from lib.policies.conversation import Message, conversation
 from lib.policies.endpoints import Endpoint, Endpoints
 from lib.policies.exchange import Details, Fault, exchange, wire
 from lib.policies.language import LanguagePolicy, seed
@@ -117,15 +117,22 @@ class OpenAIPolicy(LanguagePolicy):
         return ill
 
     def decide(self, observations: Sequence[Observation], limits: Bound = UNLIMITED) -> list[Decision | EngineError]:
+        return self._send((_request(observation, self._config) for observation in observations), len(observations), limits)
+
+    def converse(self, conversations: Sequence[Sequence[Message]], limits: Bound = UNLIMITED) -> list[Decision | EngineError]:
+        """Free replies, not of the grammar, to other conversations than an episode's; otherwise as `decide`."""
+        return self._send((_body(messages, self._config) for messages in conversations), len(conversations), limits)
+
+    def _send(self, bodies: Iterable[dict[str, Any]], count: int, limits: Bound) -> list[Decision | EngineError]:
+        """Send `count` requests, each made when its turn comes, and wait for the replies."""
         began = time.perf_counter()
         with self._lock:
             self._session = session = self._session or _Session(self._config, self._key)
         futures: list[Future[Decision | EngineError]] = []
+        waiting = iter(bodies)
         try:
-            for observation in observations:
-                if limits.reached() is not None:
-                    break
-                futures.append(session.submit(session.ask(_request(observation, self._config))))
+            while len(futures) < count and limits.reached() is None:
+                futures.append(session.submit(session.ask(next(waiting))))
             out = set(futures)
             while out and limits.reached() is None:
                 left = limits.left()
@@ -133,9 +140,9 @@ class OpenAIPolicy(LanguagePolicy):
         finally:
             for future in futures:
                 future.cancel()
-        share = (time.perf_counter() - began) / len(observations) if observations else 0.0
+        share = (time.perf_counter() - began) / count if count else 0.0
         results = [_result(future) for future in futures]
-        results += [EngineError("interrupted")] * (len(observations) - len(futures))
+        results += [EngineError("interrupted")] * (count - len(futures))
         return [replace(result, seconds=share) if isinstance(result, Decision) else result for result in results]
 
     def close(self) -> None:
@@ -227,15 +234,20 @@ class _Session:
             await endpoint.client.close()
 
 
-def _request(observation: Observation, config: OpenAIConfig) -> dict[str, Any]:
-    """The request's body. Asking again is sampled, the rest is greedy."""
-    body: dict[str, Any] = {
+def _body(messages: Sequence[Message], config: OpenAIConfig) -> dict[str, Any]:
+    """A request's body, greedy."""
+    return {
         "model": config.model,
-        "messages": wire(conversation(observation, config.history, config.image_mark), config.max_pixels),
+        "messages": wire(messages, config.max_pixels),
         "max_tokens": config.max_tokens,
         "temperature": 0.0,
         "extra_body": dict(config.extra_body),
     }
+
+
+def _request(observation: Observation, config: OpenAIConfig) -> dict[str, Any]:
+    """The body of an episode's turn. Asking again is sampled, the rest is greedy."""
+    body = _body(conversation(observation, config.history, config.image_mark), config)
     if observation.complaint:
         body |= {"temperature": config.temperature, "seed": seed(observation)}
     if config.logprobs:

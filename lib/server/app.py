@@ -43,7 +43,7 @@ from lib.server.jobs.takeover import Takeover
 from lib.server.labelroutes import label_routes
 from lib.server.labels import LabelDesk
 from lib.server.routes import engine_routes, infer_routes
-from lib.server.runstore import RunStore
+from lib.server.runstore import RUNS, RunStore
 from lib.server.store import PRIVATE, StudiesDatastore
 from lib.server.takeroutes import takeover_routes
 from lib.server.taskroutes import task_routes
@@ -82,7 +82,7 @@ class IBISApp(MONAILabelApp):
         self._queue = JobQueue(_number(conf, "workers", self._engine.runs), _number(conf, "runs_per_user", 20))
         self._trajectories = _trajectories(conf, _private(studies) / "trajectories")
         self._recording = None if self._trajectories is None else Recording(self._trajectories)
-        self._runs = Runs(RunStore(_private(studies) / "runs"), self._queue, self._engine, self._volumes, self._recording)
+        self._runs = Runs(RunStore(_private(studies) / RUNS), self._queue, self._engine, self._volumes, self._recording)
         self._labels: LabelDesk | None = None
         if self._recording is not None:
             recipe = recipe_named(conf.get("rewards", ""))
@@ -146,11 +146,13 @@ class IBISApp(MONAILabelApp):
             run_routes(self, agent, self._runs, self._volumes, stopping),
             takeover_routes(self._runs, self._takeover, self._volumes),
             engine_routes(self._engine, self._weights),
-            upload_routes(self),
             task_routes(self),
+            upload_routes(self),
         ]
         if self._labels is not None and self._trajectories is not None:
             self._labels.start()
+            ranking = self._strategies["ibis_gain"]
+            threading.Thread(target=ranking.warm, args=(self.datastore(),), name="ranking", daemon=True).start()
             routes.append(label_routes(self._runs, self._finals, self._labels, self._trajectories))
         # The first route that matches answers, so ours stand in front of the stock ones.
         server.router.routes[0:0] = [route for router in routes for route in router.routes]

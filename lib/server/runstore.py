@@ -18,6 +18,8 @@ from lib.imaging.cache import ImageRef
 from lib.imaging.volume import Modality
 from lib.server.jobs.journal import NAME, Busy, Journal
 
+RUNS = "runs"
+"""The folder of a server's runs, beside that of its trajectories."""
 _KEY = re.compile(r"[0-9a-f]{16}")
 _DRAFT_S = 60.0
 """A draft older than this was left by a process that was killed."""

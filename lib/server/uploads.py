@@ -12,7 +12,7 @@ from typing import Annotated, Any
 
 from fastapi import APIRouter, BackgroundTasks, File, Form, HTTPException, UploadFile
 from fastapi.responses import FileResponse
-from monailabel.endpoints import activelearning, datastore
+from monailabel.endpoints import datastore
 from monailabel.interfaces.app import MONAILabelApp
 
 from lib.infers.task import user_of
@@ -116,5 +116,4 @@ def upload_routes(app: MONAILabelApp) -> APIRouter:
 
     router.add_api_route("/datastore/image", datastore.download_image, methods=["GET"], tags=["Datastore"])
     router.add_api_route("/datastore/label", datastore.download_label, methods=["GET"], tags=["Datastore"])
-    router.add_api_route("/activelearning/{strategy}", activelearning.sample, methods=["POST"], tags=["ActiveLearning"])
     return router

@@ -127,7 +127,7 @@ class Gain:
 
     def labels(self) -> dict[str, int]:
         """How many final labels have arrived, for each image that has one."""
-        with self._store._reading() as session:
+        with self._store.reading() as session:
             counted = session.execute(select(LabelRow.image, func.count()).group_by(LabelRow.image))
             return {image: number for image, number in counted}
 
@@ -136,7 +136,7 @@ class Gain:
         newest = func.max(TrajectoryRow.created)
         recent = (TrajectoryRow.source == Source.RUN.value, TrajectoryRow.created >= since)
         chosen = select(TrajectoryRow.image, TrajectoryRow.user, newest).where(*recent)
-        with self._store._reading() as session:
+        with self._store.reading() as session:
             grouped = session.execute(chosen.group_by(TrajectoryRow.image, TrajectoryRow.user))
             return [(image, user, created) for image, user, created in grouped]
 
@@ -151,7 +151,7 @@ class Gain:
         """Of each image what its newest run of each target tells, without what needs blobs; the newest image first."""
         row = TrajectoryRow
         count = select(func.count(), func.max(row.created)).where(row.source == Source.RUN.value)
-        with self._lock, self._store._reading() as session:
+        with self._lock, self._store.reading() as session:
             number, newest = session.execute(count).one()
             known, mark = self._mark
             if number < known:  # some were forgotten
@@ -229,7 +229,7 @@ class Gain:
             told.many > 1, told.newest <= self._config.episodes
         )
         masks: dict[str, dict[tuple[str, str], dict[int, list[str]]]] = {}
-        with self._store._reading() as session:
+        with self._store.reading() as session:
             for image, label, plane, index, mask in session.execute(chosen.order_by(told.slice, told.newest)):
                 slices = masks.setdefault(image, {}).setdefault((label, plane), {})
                 slices.setdefault(index, []).append(mask)
@@ -280,7 +280,7 @@ class Gain:
         newest = func.row_number().over(partition_by=row.image, order_by=order).label("newest")
         inner = select(row.image, row.picture, newest).where(row.image.in_(images), row.source == Source.RUN.value).subquery()
         chosen = select(inner.c.image, ImageRow.modality, inner.c.picture).join(ImageRow, ImageRow.key == inner.c.image)
-        with self._store._reading() as session:
+        with self._store.reading() as session:
             pictures = list(session.execute(chosen.where(inner.c.newest == 1)))
         described = ((image, modality, self._picture(digest)) for image, modality, digest in pictures)
         return {image: (modality, vector) for image, modality, vector in described if vector is not None}

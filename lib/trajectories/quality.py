@@ -94,7 +94,7 @@ class _Graded:
 
 def volumes(store: TrajectoryStore, idle_s: float) -> list[VolumeQuality]:
     """All graded volumes, by the time of their labels. A pause counts up to `idle_s` seconds."""
-    with store._reading() as session:
+    with store.reading() as session:
         graded = _graded(session)
         taken = _steps_taken(session)
         own = _own_ious(session, {key: turn for key, (_, _, turn) in taken.items() if turn is not None})
@@ -129,7 +129,7 @@ def volumes(store: TrajectoryStore, idle_s: float) -> list[VolumeQuality]:
 def state(store: TrajectoryStore) -> tuple[int, int, str]:
     """Differs when `volumes` may: how many gradings and labels there are, and when the newest grading was made."""
     gradings = select(func.count(), func.max(GradingRow.created))
-    with store._reading() as session:
+    with store.reading() as session:
         number, newest = session.execute(gradings).one()
         return number, session.scalar(select(func.count()).select_from(LabelRow)) or 0, newest or ""
 

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from sqlalchemy import Select, func, select
 
-from lib.trajectories.store import Selection, TrajectoryStore, _narrow
+from lib.trajectories.store import Selection, TrajectoryStore, narrow
 from lib.trajectories.tables import GradingRow, ImageRow, LabelRow, StepRow, TrajectoryRow
 
 _TURNS = 20
@@ -66,7 +66,7 @@ class Statistics:
 def statistics(store: TrajectoryStore, selection: Selection) -> Statistics:
     """Of the selected trajectories."""
     row, grading = TrajectoryRow, GradingRow
-    keys = _narrow(select(row.key), selection)
+    keys = narrow(select(row.key), selection)
     chosen = row.key.in_(keys)
     columns = {"source": row.source, "engine": row.engine, "label": row.label, "lesson": row.lesson, "stop": row.stop}
     patients = select(func.count(ImageRow.patient.distinct())).join(row, row.image == ImageRow.key).where(chosen)
@@ -81,7 +81,7 @@ def statistics(store: TrajectoryStore, selection: Selection) -> Statistics:
         grading.parts,
         grading.steps,
     ).where(grading.trajectory.in_(keys))
-    with store._reading() as session:
+    with store.reading() as session:
 
         def counted(query: Select[str, int]) -> dict[str, int]:
             return dict(sorted(((name, number) for name, number in session.execute(query)), key=lambda item: -item[1]))
@@ -107,6 +107,15 @@ def statistics(store: TrajectoryStore, selection: Selection) -> Statistics:
             },
             curve=learning_curve([_course(one.steps) for one in first.values()]),
         )
+
+
+def belongings(store: TrajectoryStore, patient: str = "", image: str = "") -> tuple[int, int]:
+    """How many images and trajectories there are of a patient, or of an image (their hashes)."""
+    chosen = select(ImageRow.key).where(ImageRow.patient == patient if patient else ImageRow.key == image)
+    with store.reading() as session:
+        images = list(session.scalars(chosen))
+        number = session.scalar(select(func.count(TrajectoryRow.key)).where(TrajectoryRow.image.in_(images)))
+    return len(images), number or 0
 
 
 def learning_curve(courses: Sequence[Sequence[float]]) -> list[CurvePoint]:

@@ -132,6 +132,8 @@ class Forgotten:
     trajectories: int
     gradings: int
     blobs: int
+    runs: tuple[str, ...]
+    """Whose records a server still has."""
 
 
 class TrajectoryStore:
@@ -176,15 +178,15 @@ class TrajectoryStore:
         found = self.summaries(Selection(keys=(key,), newest=False), limit=2)
         if len(found) != 1:
             raise InputError(f"{'no trajectory' if not found else 'more than one trajectory'} begins with {key!r}", "key")
-        with self._reading() as session:
+        with self.reading() as session:
             return self._load(session, [found[0].key])[0]
 
     def select(self, selection: Selection, batch: int = 64) -> Iterator[Trajectory]:
         """The trajectories, oldest first; a `batch` of them in memory."""
-        with self._reading() as session:
-            keys = list(session.scalars(_order(_narrow(select(TrajectoryRow.key), selection))))
+        with self.reading() as session:
+            keys = list(session.scalars(_order(narrow(select(TrajectoryRow.key), selection))))
         for begin in range(0, len(keys), batch):
-            with self._reading() as session:
+            with self.reading() as session:
                 loaded = self._load(session, keys[begin : begin + batch])
             yield from loaded
 
@@ -195,14 +197,14 @@ class TrajectoryStore:
         count = graded.with_only_columns(func.count()).scalar_subquery()
         reward = graded.with_only_columns(func.avg(GradingRow.total)).scalar_subquery()
         dice = graded.with_only_columns(func.avg(GradingRow.dice)).scalar_subquery()
-        chosen = _narrow(select(TrajectoryRow, turns, count, reward, dice), selection)
+        chosen = narrow(select(TrajectoryRow, turns, count, reward, dice), selection)
         chosen = chosen.order_by(TrajectoryRow.created.desc(), TrajectoryRow.key).limit(limit).offset(offset)
-        with self._reading() as session:
+        with self.reading() as session:
             return [_summary(*row) for row in session.execute(chosen)]
 
     def count(self, selection: Selection) -> int:
-        with self._reading() as session:
-            return int(session.scalar(_narrow(select(func.count(TrajectoryRow.key)), selection)) or 0)
+        with self.reading() as session:
+            return int(session.scalar(narrow(select(func.count(TrajectoryRow.key)), selection)) or 0)
 
     def add_label(self, image: str, name: str, annotator: str, source: str) -> Label:
         """Note that a final label has arrived; `image` is the image's hash. The image must be known."""
@@ -232,7 +234,7 @@ class TrajectoryStore:
 
     def gradings(self, selection: Selection) -> dict[str, list[Grading]]:
         """The gradings of the trajectories by key, oldest first; the trajectories without one are left out."""
-        keys = _narrow(select(TrajectoryRow.key), selection)
+        keys = narrow(select(TrajectoryRow.key), selection)
         chosen = (
             select(GradingRow, LabelRow)
             .join(LabelRow, LabelRow.key == GradingRow.label)
@@ -240,7 +242,7 @@ class TrajectoryStore:
             .order_by(GradingRow.created, GradingRow.key)
         )
         found: dict[str, list[Grading]] = {}
-        with self._reading() as session:
+        with self.reading() as session:
             for row, label in session.execute(chosen):
                 found.setdefault(row.trajectory, []).append(_grading(row, label))
         return found
@@ -255,7 +257,7 @@ class TrajectoryStore:
     def rejections(self, run: str = "") -> list[Rejection]:
         """Of a run, or of all; oldest first."""
         chosen = select(RejectionRow).order_by(RejectionRow.created, RejectionRow.key)
-        with self._reading() as session:
+        with self.reading() as session:
             rows = session.scalars(chosen.where(RejectionRow.run == run) if run else chosen)
             return [Rejection(row.run, row.target, row.annotator, row.reason, row.created) for row in rows]
 
@@ -275,7 +277,7 @@ class TrajectoryStore:
             session.execute(delete(LabelRow).where(LabelRow.image.in_(images)))
             session.execute(delete(ImageRow).where(ImageRow.key.in_(images)))
             named = set(session.scalars(_digests(None)))
-            return Forgotten(len(images), trajectories, gradings, self.blobs.remove(before - named))
+            return Forgotten(len(images), trajectories, gradings, self.blobs.remove(before - named), tuple(sorted(runs)))
 
     def collect(self, grace_s: float = GRACE_S) -> int:
         """Remove blobs that no row names and that are older than `grace_s`; how many."""
@@ -285,7 +287,7 @@ class TrajectoryStore:
 
     def named(self) -> set[str]:
         """The digests of all blobs that rows name."""
-        with self._reading() as session:
+        with self.reading() as session:
             return set(session.scalars(_digests(None)))
 
     def missing(self) -> set[str]:
@@ -293,7 +295,7 @@ class TrajectoryStore:
         return self.named() - self.blobs.digests()
 
     @contextmanager
-    def _reading(self) -> Iterator[Session]:
+    def reading(self) -> Iterator[Session]:
         with self._engine.connect().execution_options(reading=True) as connection, Session(connection) as session:
             yield session
 
@@ -343,7 +345,7 @@ def now() -> str:
     return datetime.now(UTC).isoformat(timespec="milliseconds")
 
 
-def _narrow(chosen: Select[Any], wanted: Selection) -> Select[Any]:
+def narrow(chosen: Select[Any], wanted: Selection) -> Select[Any]:
     row = TrajectoryRow
     for key in wanted.keys:
         if len(key) < 4 or not key.isalnum():

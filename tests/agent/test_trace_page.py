@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from PIL import Image
 from pycocotools import mask as coco
 
-from lib.agent.trace_page import render_page
+from lib.agent.trace_page import render_page, render_recorded
 from lib.errors import InputError
 from lib.imaging.overlays import blend, overlay_named
 from lib.imaging.planes import Plane, ViewGrid, VoxelIndex
@@ -314,3 +314,32 @@ def test_in_a_browser_masks_and_colours_are_ours_and_the_prompt_is_text(tmp_path
     assert document.attributes(id="canvas")[0]["aria-label"].startswith(
         f"Slice 4, turn 3: Positive click, mask {masks[1].sum():,}"
     )
+
+
+def test_in_a_browser_a_recorded_run_needs_no_image_and_says_what_each_step_was_worth(tmp_path):
+    pixels = np.random.default_rng(5).integers(0, 256, (40, 60), dtype=np.uint8)
+    content = BytesIO()
+    Image.fromarray(pixels).save(content, "PNG")
+    whole = np.ones((40, 60), bool)
+    worth = {"by": INJECTION, "iou": 0.5, "dice": 0.667, "total": -0.001, "parts": {"progress": 0.25}}
+    clicked = step(1, "positive", whole) | {"grades": [worth]}
+    kept = episode(7, [clicked, step(2, "terminate")], final_turn=1) | {"grades": [worth]}
+    untouched = episode(9, [step(1, "terminate")]) | {
+        "given": {"mask": clicked["mask"]},
+        "grades": [{"by": "a", "dropped": "b"}],
+    }
+    trace = trace_of(volume(), [kept, untouched])
+    for name in ("voxels", "volume_ml"):
+        del trace[name]
+    trace |= {"view_size": [60, 40], "image": {"name": "trajectory", "modality": "CT", "warnings": []}}
+    document = browse(render_recorded(trace, {7: content.getvalue(), 9: content.getvalue()}, 0.8), tmp_path)
+
+    areas = {attrs["data-index"]: attrs["data-areas"] for _, attrs in document.tags if "data-areas" in attrs}
+    assert areas == {"7": "2400 2400", "9": "2400"}
+    body = next(attrs for tag, attrs in document.tags if tag == "body")
+    first = json.loads(body["data-shown"])["7"][0]
+    shown = np.frombuffer(base64.b64decode(first), np.uint8).reshape(40, 60, 4)[..., :3]
+    np.testing.assert_array_equal(shown, blend(np.repeat(pixels[..., None], 3, 2), whole, overlay_named("inference")))
+    assert f"Against the label of {INJECTION}: Dice 0.667, reward 0.00 (progress 0.25)." in document.text
+    assert "axial, 2 slices" in document.text
+    assert not document.attributes(src="x")

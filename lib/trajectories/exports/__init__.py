@@ -1,0 +1,1 @@
+"""Exports: graded trajectories as rows that LLaMA-Factory, TRL and verl read."""
