@@ -10,7 +10,7 @@ from apps.console import console
 from lib.errors import InputError
 
 APP = Path(__file__).resolve().parent.parent
-_CONF = ("workers", "runs_per_user", "weights", "cache_mb", "auth", "origins", "hosts")
+_CONF = ("workers", "runs_per_user", "weights", "cache_mb", "auth", "origins", "hosts", "pacs", "modalities")
 _LOOPBACK = ("127.0.0.1", "localhost", "::1")
 
 
@@ -27,7 +27,7 @@ def serve(
             "--conf",
             "-c",
             metavar="KEY VALUE",
-            help="workers, cache_mb, auth, origins, hosts; mllm_path and what else `segment` calls the weights",
+            help="workers, cache_mb, auth, origins, hosts, modalities; mllm_path and what else `segment` calls the weights",
         ),
     ] = None,
 ) -> None:
@@ -92,12 +92,9 @@ def _check_free(host: str, port: int) -> None:
 
 def _start(studies: str, host: str, port: int, settings: dict[str, str]) -> None:
     import os
-    import sys
 
     # The app's `lib` is loaded already; a second copy would have classes of its own.
     os.environ["MONAI_LABEL_RELOAD_APP_LIB"] = "false"
-    # dcmqi's programs lie beside this interpreter; MONAI Label downloads its own where it does not find them.
-    os.environ["PATH"] = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")])
 
     from monailabel.main import Main
 

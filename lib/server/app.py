@@ -26,12 +26,22 @@ from lib.infers.agent import AgentInfer
 from lib.infers.clicks import ClickInfer
 from lib.server.door import Door
 from lib.server.errors import HANDLERS
+from lib.server.imageroutes import image_routes
 from lib.server.jobroutes import job_routes, run_routes
 from lib.server.jobs.clicks import ClickDesk
 from lib.server.jobs.queue import JobQueue
 from lib.server.jobs.refusal import Refusal, answer_refusal
 from lib.server.jobs.runs import Runs
 from lib.server.jobs.takeover import Takeover
+from lib.server.ohifroutes import ohif_routes
+from lib.server.pacs.build import WithoutQuery, build_store
+from lib.server.pacs.datastore import PacsDatastore
+from lib.server.pacs.poller import Poller
+from lib.server.pacs.proxy import proxy_routes
+from lib.server.pacs.routes import answer_pacs, pacs_routes
+from lib.server.pacs.settings import pacs_settings
+from lib.server.pacs.web import PacsError
+from lib.server.pageroutes import page_routes
 from lib.server.routes import engine_routes, infer_routes
 from lib.server.runstore import RunStore
 from lib.server.store import PRIVATE, StudiesDatastore
@@ -52,7 +62,7 @@ class IBISApp(MONAILabelApp):
     whose models and adapters may be exchanged for the engine's), `cache_mb` (volumes kept in memory, default 512), `auth`
     ("token", or "none" to let anyone who reaches the port in), `origins` (comma-separated URLs of other sites whose pages may
     use this server, such as an OHIF of your own), `hosts` (comma-separated names under which a reverse proxy on this machine
-    passes requests on).
+    passes requests on), `pacs` and `modalities` (see `lib.server.pacs.settings`).
     """
 
     def __init__(self, app_dir: str, studies: str, conf: Mapping[str, str]):
@@ -60,6 +70,7 @@ class IBISApp(MONAILabelApp):
         self._open_to_all = _open_to_all(conf)
         self._origins = [origin.strip() for origin in conf.get("origins", "").split(",") if origin.strip()]
         self._hosts = frozenset(host.strip().lower() for host in conf.get("hosts", "").split(",") if host.strip())
+        self._pacs = pacs_settings(conf)
         self._volumes = VolumeCache(_number(conf, "cache_mb", 512) * 1024**2)
         self._engine = build_engine(EngineOptions(**{option: conf[option] for option in OPTIONS if option in conf}))
         self._weights = Path(conf["weights"]) if conf.get("weights") else WEIGHTS
@@ -72,7 +83,9 @@ class IBISApp(MONAILabelApp):
 
     def init_datastore(self) -> Datastore:
         if self.studies.startswith(("http://", "https://")):
-            return super().init_datastore()
+            if settings.MONAI_LABEL_DATASTORE.lower() in ("xnat", "dsa"):
+                return super().init_datastore()
+            return build_store(self.studies, self._pacs, _private(self.studies), self._volumes)
         return StudiesDatastore(
             self.studies,
             extensions=settings.MONAI_LABEL_DATASTORE_FILE_EXT,
@@ -108,10 +121,19 @@ class IBISApp(MONAILabelApp):
             takeover_routes(self._runs, self._takeover, self._volumes),
             engine_routes(self._engine, self._weights),
             upload_routes(self),
+            image_routes(self, self._volumes),
+            page_routes(),
+            ohif_routes(),
         ]
+        store = self.datastore()
+        if isinstance(store, PacsDatastore):
+            poller = Poller(store, self._pacs.poll_s)
+            routes += [pacs_routes(store, poller), proxy_routes(store.web, poller.wake)]
+            store.start()
+            poller.start()
         # The first route that matches answers, so ours stand in front of the stock ones.
         server.router.routes[0:0] = [route for router in routes for route in router.routes]
-        server.exception_handlers.update({**HANDLERS, Refusal: answer_refusal})
+        server.exception_handlers.update({**HANDLERS, Refusal: answer_refusal, PacsError: answer_pacs})
         # Stock MONAI Label lets the pages of every site in.
         server.user_middleware[:] = [
             Middleware(Door, os.environ.get("IBIS_TOKEN", ""), self._open_to_all, self._hosts),
@@ -120,6 +142,7 @@ class IBISApp(MONAILabelApp):
         server.middleware_stack = server.build_middleware_stack()
         server.title = NAME
         logging.getLogger("monailabel").setLevel(logging.WARNING)  # its INFO lines hold whole requests and file names
+        logging.getLogger("uvicorn.access").addFilter(WithoutQuery())
 
 
 def _stopping(queue: JobQueue) -> threading.Event:
