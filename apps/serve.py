@@ -18,6 +18,8 @@ _CONF = (
     "auth",
     "origins",
     "hosts",
+    "pacs",
+    "modalities",
     "trajectories",
     "identifiers",
     "rewards",
@@ -38,7 +40,8 @@ def serve(
             "--conf",
             "-c",
             metavar="KEY VALUE",
-            help="workers, cache_mb, auth, origins, hosts, trajectories; mllm_path and what else `segment` calls the weights",
+            help="workers, cache_mb, auth, origins, hosts, modalities, trajectories; mllm_path and what else `segment` calls "
+            "the weights",
         ),
     ] = None,
 ) -> None:
@@ -103,12 +106,9 @@ def _check_free(host: str, port: int) -> None:
 
 def _start(studies: str, host: str, port: int, settings: dict[str, str]) -> None:
     import os
-    import sys
 
     # The app's `lib` is loaded already; a second copy would have classes of its own.
     os.environ["MONAI_LABEL_RELOAD_APP_LIB"] = "false"
-    # dcmqi's programs lie beside this interpreter; MONAI Label downloads its own where it does not find them.
-    os.environ["PATH"] = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")])
 
     from monailabel.main import Main
 

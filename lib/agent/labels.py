@@ -10,15 +10,18 @@ from lib.imaging.seg import CodeTriple, Segment, write_seg
 from lib.imaging.volume import Volume
 
 
-def write_label_seg(path: Path, labels: np.ndarray, volume: Volume, names: Mapping[str, int], automatic: bool = True) -> None:
+def write_label_seg(
+    path: Path, labels: np.ndarray, volume: Volume, names: Mapping[str, int], automatic: bool = True, creator: str = ""
+) -> None:
     """Write `labels`, uint8 `[i, j, k]`, as a DICOM SEG of the volume's series.
 
-    `names` gives the label value of each prompt or structure; those without a voxel are left out. Raises InputError as
-    `write_seg` does, also when nothing is labelled.
+    `names` gives the label value of each prompt or structure; those without a voxel are left out. `creator` is the person who
+    made it, if one did. Raises InputError as `write_seg` does, also when nothing is labelled.
     """
     present = [(name, value) for name, value in names.items() if (labels == value).any()]
     segments = [_segment(number, name, value, automatic) for number, (name, value) in enumerate(present, start=1)]
-    write_seg(path, labels, volume, segments, series_description="IBIS Label: " + ", ".join(name for name, _ in present))
+    description = "IBIS Label: " + ", ".join(name for name, _ in present)
+    write_seg(path, labels, volume, segments, series_description=description, creator=creator)
 
 
 def _segment(number: int, name: str, value: int, automatic: bool) -> Segment:

@@ -1,6 +1,7 @@
 """DICOM Segmentation objects (PS3.3 A.51): writing labels as one, and reading one onto a volume's grid."""
 
 import logging
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -69,12 +70,14 @@ def write_seg(
     series_description: str,
     version: str = "1.0.0",
     series_number: int = 300,
+    creator: str = "",
 ) -> None:
     """Write `labels`, uint8 `[i, j, k]` of the volume, as a BINARY segmentation of its source series; all or nothing.
 
     Each frame refers to the source image or frame it was made on and takes over its position, so a tilted series lies right;
-    empty frames are left out. Raises InputError when nothing is labelled, when a label has no segment, and when the series
-    cannot be referred to: not DICOM, or without the UIDs of study, series, images or frame of reference.
+    empty frames are left out. `creator` is the person who made it, if one did. Raises InputError when nothing is labelled, when
+    a label has no segment, and when the series cannot be referred to: not DICOM, or without the UIDs of study, series, images
+    or frame of reference.
     """
     import highdicom  # heavy, and only needed here
 
@@ -98,6 +101,7 @@ def write_seg(
             device_serial_number="0",
             content_label="SEGMENTATION",
             content_description=series_description[:64],
+            content_creator_name=_person(creator),
             series_description=series_description[:64],
             transfer_syntax_uid=ExplicitVRLittleEndian,
             omit_empty_frames=True,
@@ -136,6 +140,51 @@ def read_seg(path: Path, volume: Volume) -> dict[int, np.ndarray]:
             raise
         raise ImageError(f"{path.name} cannot be read as a DICOM SEG, it is damaged or truncated: {error}") from error
     return segments
+
+
+def segments_of(path: Path) -> dict[int, Segment]:
+    """What the segments of a DICOM SEG are, keyed by segment number; `label` is that number too.
+
+    Raises ImageError when the file is damaged or no DICOM SEG.
+    """
+    try:
+        dataset = read_dataset(path, stop_before_pixels=True)
+        described = [_described(item) for item in dataset.SegmentSequence]
+    except UNREADABLE as error:
+        raise ImageError(f"{path.name} cannot be read as a DICOM SEG, it is damaged or truncated: {error}") from error
+    return {segment.number: segment for segment in described}
+
+
+def _described(item: Dataset) -> Segment:
+    kind, category = _triple(item, "SegmentedPropertyTypeCodeSequence"), _triple(item, "SegmentedPropertyCategoryCodeSequence")
+    return Segment(
+        number=int(item.SegmentNumber),
+        name=str(item.get("SegmentLabel") or ""),
+        label=int(item.SegmentNumber),
+        code=kind,
+        category=category or ANATOMY,
+        modifier=None
+        if kind is None
+        else _triple(item.SegmentedPropertyTypeCodeSequence[0], "SegmentedPropertyTypeModifierCodeSequence"),
+        algorithm=str(item.get("SegmentAlgorithmName") or ""),
+        tracking_uid=str(item.get("TrackingUID") or ""),
+        automatic=item.get("SegmentAlgorithmType") == "AUTOMATIC",
+    )
+
+
+def _triple(item: Dataset, keyword: str) -> CodeTriple | None:
+    codes = item.get(keyword)
+    if not codes:
+        return None
+    code = codes[0]
+    value = code.get("CodeValue") or code.get("LongCodeValue") or code.get("URNCodeValue")
+    return (str(value), str(code.get("CodingSchemeDesignator", "")), str(code.get("CodeMeaning", "")))
+
+
+def _person(name: str) -> str:
+    """A name as DICOM writes it (PS3.5 6.2.1): one component, without what separates components."""
+    plain = re.sub(r"[\\^=\x00-\x1f]+", " ", name).strip()[:60]
+    return f"{plain}^" if plain else ""
 
 
 def _numbered(labels: np.ndarray, volume: Volume, segments: Sequence[Segment]) -> np.ndarray:

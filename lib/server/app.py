@@ -4,6 +4,7 @@ import logging
 import os
 import signal
 import sys
+import tempfile
 import threading
 from collections.abc import Callable, Mapping
 from hashlib import blake2b
@@ -26,13 +27,15 @@ from lib.engines.build import OPTIONS, EngineOptions, build_engine
 from lib.engines.hotswap import WEIGHTS
 from lib.errors import InputError
 from lib.imaging.cache import ImageRef, VolumeCache
+from lib.imaging.masks import write_mask
 from lib.infers.agent import AgentInfer
 from lib.infers.clicks import ClickInfer
-from lib.infers.task import image_of
+from lib.infers.task import ANYONE, image_of
 from lib.scoring.quality import METHOD, QualityScoring
 from lib.server.door import Door
 from lib.server.errors import HANDLERS
 from lib.server.finallabels import FinalLabels
+from lib.server.imageroutes import image_routes
 from lib.server.images import located
 from lib.server.jobroutes import job_routes, run_routes
 from lib.server.jobs.clicks import ClickDesk
@@ -41,7 +44,17 @@ from lib.server.jobs.refusal import Refusal, answer_refusal
 from lib.server.jobs.runs import Runs
 from lib.server.jobs.takeover import Takeover
 from lib.server.labelroutes import label_routes
-from lib.server.labels import LabelDesk
+from lib.server.labels import Arrived, LabelDesk
+from lib.server.ohifroutes import ohif_routes
+from lib.server.pacs.build import WithoutQuery, build_store
+from lib.server.pacs.datastore import PacsDatastore
+from lib.server.pacs.poller import Poller
+from lib.server.pacs.proxy import proxy_routes
+from lib.server.pacs.routes import answer_pacs, pacs_routes
+from lib.server.pacs.segs import SegFound
+from lib.server.pacs.settings import pacs_settings
+from lib.server.pacs.web import PacsError
+from lib.server.pageroutes import page_routes
 from lib.server.routes import engine_routes, infer_routes
 from lib.server.runstore import RUNS, RunStore
 from lib.server.store import PRIVATE, StudiesDatastore
@@ -66,9 +79,10 @@ class IBISApp(MONAILabelApp):
     whose models and adapters may be exchanged for the engine's), `cache_mb` (volumes kept in memory, default 512), `auth`
     ("token", or "none" to let anyone who reaches the port in), `origins` (comma-separated URLs of other sites whose pages may
     use this server, such as an OHIF of your own), `hosts` (comma-separated names under which a reverse proxy on this machine
-    passes requests on), `trajectories` (where runs are recorded: a folder, a database URL such as postgresql://USER@HOST/NAME,
-    or "none"; by default beside the studies), `identifiers` ("keep" to store the names of images beside their hashes),
-    `rewards` (a recipe of configs/rewards.yaml that final labels are graded by).
+    passes requests on), `pacs` and `modalities` (see `lib.server.pacs.settings`), `trajectories` (where runs are recorded: a
+    folder, a database URL such as postgresql://USER@HOST/NAME, or "none"; by default beside the studies), `identifiers` ("keep"
+    to store the names of images beside their hashes), `rewards` (a recipe of configs/rewards.yaml that final labels are graded
+    by).
     """
 
     def __init__(self, app_dir: str, studies: str, conf: Mapping[str, str]):
@@ -76,6 +90,7 @@ class IBISApp(MONAILabelApp):
         self._open_to_all = _open_to_all(conf)
         self._origins = [origin.strip() for origin in conf.get("origins", "").split(",") if origin.strip()]
         self._hosts = frozenset(host.strip().lower() for host in conf.get("hosts", "").split(",") if host.strip())
+        self._pacs = pacs_settings(conf)
         self._volumes = VolumeCache(_number(conf, "cache_mb", 512) * 1024**2)
         self._engine = build_engine(EngineOptions(**{option: conf[option] for option in OPTIONS if option in conf}))
         self._weights = Path(conf["weights"]) if conf.get("weights") else WEIGHTS
@@ -96,7 +111,9 @@ class IBISApp(MONAILabelApp):
 
     def init_datastore(self) -> Datastore:
         if self.studies.startswith(("http://", "https://")):
-            return super().init_datastore()
+            if settings.MONAI_LABEL_DATASTORE.lower() in ("xnat", "dsa"):
+                return super().init_datastore()
+            return build_store(self.studies, self._pacs, _private(self.studies), self._volumes)
         return StudiesDatastore(
             self.studies,
             extensions=settings.MONAI_LABEL_DATASTORE_FILE_EXT,
@@ -148,15 +165,24 @@ class IBISApp(MONAILabelApp):
             engine_routes(self._engine, self._weights),
             task_routes(self),
             upload_routes(self),
+            image_routes(self, self._volumes),
+            page_routes(),
+            ohif_routes(),
         ]
+        store = self.datastore()
         if self._labels is not None and self._trajectories is not None:
             self._labels.start()
             ranking = self._strategies["ibis_gain"]
-            threading.Thread(target=ranking.warm, args=(self.datastore(),), name="ranking", daemon=True).start()
+            threading.Thread(target=ranking.warm, args=(store,), name="ranking", daemon=True).start()
             routes.append(label_routes(self._runs, self._finals, self._labels, self._trajectories))
+        if isinstance(store, PacsDatastore):
+            poller = Poller(store, self._pacs.poll_s, self._found)
+            routes += [pacs_routes(store, poller), proxy_routes(store.web, poller.wake)]
+            store.start()
+            poller.start()
         # The first route that matches answers, so ours stand in front of the stock ones.
         server.router.routes[0:0] = [route for router in routes for route in router.routes]
-        server.exception_handlers.update({**HANDLERS, Refusal: answer_refusal})
+        server.exception_handlers.update({**HANDLERS, Refusal: answer_refusal, PacsError: answer_pacs})
         # Stock MONAI Label lets the pages of every site in.
         server.user_middleware[:] = [
             Middleware(Door, os.environ.get("IBIS_TOKEN", ""), self._open_to_all, self._hosts),
@@ -165,11 +191,22 @@ class IBISApp(MONAILabelApp):
         server.middleware_stack = server.build_middleware_stack()
         server.title = NAME
         logging.getLogger("monailabel").setLevel(logging.WARNING)  # its INFO lines hold whole requests and file names
+        logging.getLogger("uvicorn.access").addFilter(WithoutQuery())
 
     def on_save_label(self, image_id: str, label_id: str) -> None:
         """A client has stored a label: a final one is what recorded episodes are graded against."""
         if self._labels is not None:
             self._finals.saved(image_id, label_id)
+
+    def _found(self, seg: SegFound) -> None:
+        """Somebody has stored a segmentation in the PACS: it is a final label."""
+        if self._labels is None:
+            return
+        volume = self._volumes.get(self._located(seg.image_id))
+        with tempfile.TemporaryDirectory(prefix="ibis-seg-") as folder:
+            path = Path(folder, "label.nrrd")
+            write_mask(path, seg.label, volume)
+            self._labels.arrived(Arrived(seg.image_id, seg.names, seg.annotator or ANYONE, "pacs"), path)
 
     def _located(self, image_id: str) -> ImageRef:
         """Where an image of the store is. Raises InputError."""

@@ -9,6 +9,7 @@ from monailabel.interfaces.app import MONAILabelApp
 
 from lib.errors import InputError
 from lib.infers.task import http_error
+from lib.server.pacs.datastore import PacsDatastore
 from lib.server.store import StudiesDatastore
 from lib.server.uploads import received
 
@@ -23,7 +24,8 @@ def uploaded(file: UploadFile) -> Iterator[dict[str, str]]:
 def located(app: MONAILabelApp, image: str, session_id: str) -> dict[str, str]:
     """The request keys that say where an image is: `image` (a path), `image_id`, and `series` for a DICOM series of a folder.
 
-    May convert or fetch the image. Raises HTTPException: 404 for what does not exist, 422 when neither is named.
+    May convert or fetch the image. Raises HTTPException: 404 for what does not exist, 422 when neither is named; PacsError when
+    it cannot be fetched.
     """
     if session_id:
         sessions = app.sessions()
@@ -34,10 +36,10 @@ def located(app: MONAILabelApp, image: str, session_id: str) -> dict[str, str]:
     if not image:
         raise HTTPException(422, "image: name an image of the store, a session, or send a file")
     store = app.datastore()
-    series = store.series(image) if isinstance(store, StudiesDatastore) else None
+    series = store.series(image) if isinstance(store, StudiesDatastore | PacsDatastore) else None
     if series is not None:
         return {"image": str(series.folder), "series": series.uid, "image_id": image}
-    if not isinstance(store, StudiesDatastore) and image not in store.list_images():
+    if isinstance(store, PacsDatastore):
         raise HTTPException(404, f"image {image!r} does not exist in the PACS, or is hidden by its search filter")
     try:
         path = store.get_image_uri(image)

@@ -52,7 +52,7 @@ _LOCKED = (
 )
 
 
-class _Table(LocalDatastore):
+class Table(LocalDatastore):
     """The stock store behind one lock."""
 
     def __init__(self, *arguments: Any, **options: Any):
@@ -69,7 +69,7 @@ class _Table(LocalDatastore):
 
 def _locked(method: Callable[..., Any]) -> Callable[..., Any]:
     @functools.wraps(method)
-    def call(self: _Table, *arguments: Any, **options: Any) -> Any:
+    def call(self: Table, *arguments: Any, **options: Any) -> Any:
         with self._table_lock:
             return method(self, *arguments, **options)
 
@@ -77,10 +77,10 @@ def _locked(method: Callable[..., Any]) -> Callable[..., Any]:
 
 
 for _name in _LOCKED:
-    setattr(_Table, _name, _locked(getattr(LocalDatastore, _name)))
+    setattr(Table, _name, _locked(getattr(LocalDatastore, _name)))
 
 
-class StudiesDatastore(_Table):
+class StudiesDatastore(Table):
     """`LocalDatastore` plus the DICOM series below its folder."""
 
     def __init__(self, folder: str, extensions: list[str], auto_reload: bool, read_only: bool):

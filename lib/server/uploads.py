@@ -17,6 +17,7 @@ from monailabel.interfaces.app import MONAILabelApp
 
 from lib.infers.task import user_of
 from lib.server.names import NAME
+from lib.server.pacs.datastore import PacsDatastore
 from lib.trajectories.matching import label_names
 
 _SUFFIX = re.compile(r"\.(nii\.gz|[A-Za-z0-9]{1,5})$", re.IGNORECASE)
@@ -81,8 +82,12 @@ def upload_routes(app: MONAILabelApp) -> APIRouter:
         with received(label) as path:
             if not path.stat().st_size:
                 raise HTTPException(422, "label: the upload is empty")
-            stored = app.datastore().save_label(image, str(path), tag or "final", info)
-        return {**(app.on_save_label(image, stored) or {}), "image": image, "label": stored}
+            store = app.datastore()
+            stored = store.save_label(image, str(path), tag or "final", info)
+        answer = {**(app.on_save_label(image, stored) or {}), "image": image, "label": stored}
+        if isinstance(store, PacsDatastore) and (tag or "final") == "final":
+            answer["pacs"] = store.delivery(image)
+        return answer
 
     @router.put("/session/", tags=["Session"], summary="Upload an image for a while, without storing it")
     def create_session(files: Annotated[list[UploadFile], File()], expiry: int = 0) -> dict[str, Any]:

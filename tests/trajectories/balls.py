@@ -29,7 +29,8 @@ def ball(shape=(48, 40, 8), seed=0):
 def work_on(volume, truth, key="run", prompt="ball", user="anna", image="ball", enough=0.8, **request):
     """A run to record: of the expert who knows `truth`."""
     engine = Engine("expert", Expert(truth, enough), GraphCut(), 8)
-    return Work(key, 1, prompt, user, image, RunRequest(prompt, max_turns=request.pop("max_turns", 6), **request), volume, engine)
+    asked = RunRequest(prompt, **{"max_turns": 6, **request})
+    return Work(key, 1, prompt, user, image, asked, volume, engine)
 
 
 def played(work):

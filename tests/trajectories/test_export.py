@@ -258,7 +258,10 @@ def test_two_annotators_count_as_their_mean_unless_one_is_named(fresh, tmp_path)
     recorder.grade(trajectory, disc(radius=14)[1], "another")
     both = export(ExportRequest("sharegpt"), fresh, tmp_path / "both")
     mean = both.card["reward"]["mean"]
-    first = export(ExportRequest("sharegpt", annotator="ann"), fresh, tmp_path / "first").card["reward"]["mean"]
+    alone = export(ExportRequest("sharegpt", annotator="ann"), fresh, tmp_path / "first").card
+    first = alone["reward"]["mean"]
+    assert "agent: stop" in alone["learned_replies"]
+    assert "agent: stop" not in both.card["learned_replies"], "one of them would have clicked on"
     second = export(ExportRequest("sharegpt", annotator="another"), fresh, tmp_path / "second").card["reward"]["mean"]
     assert mean == pytest.approx((first + second) / 2, abs=1e-6)
     assert second < mean < first

@@ -4,7 +4,8 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from lib.infers.asked import Asked
+from lib.imaging.planes import Plane
+from lib.infers.asked import Asked, Target
 from lib.infers.options import AgentOptions
 from lib.server.jobs.queue import Job
 from lib.server.jobs.state import RunState, SliceState, Status
@@ -67,6 +68,23 @@ class TargetView(BaseModel):
     prompt: str
     name: str
     value: int = Field(description="voxel value in the mask")
+    plane: Plane
+    slices: str = Field(description="which ones, as asked")
+    window: str = Field(description="as asked")
+    max_turns: int
+
+    @classmethod
+    def of(cls, target: Target) -> "TargetView":
+        request = target.request
+        return cls(
+            prompt=request.prompt,
+            name=target.name,
+            value=target.value,
+            plane=request.plane,
+            slices=request.slices,
+            window=request.window,
+            max_turns=request.max_turns,
+        )
 
 
 class RunItem(BaseModel):
@@ -81,13 +99,12 @@ class RunItem(BaseModel):
 
     @classmethod
     def parts(cls, key: str, asked: Asked, created: float, status: Status) -> dict[str, Any]:
-        targets = [TargetView(prompt=t.request.prompt, name=t.name, value=t.value) for t in asked.targets]
         return {
             "id": key,
             "status": status,
             "created": created,
             "image": asked.image_id,
-            "targets": targets,
+            "targets": [TargetView.of(target) for target in asked.targets],
             "urls": Links.to(key),
         }
 

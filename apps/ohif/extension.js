@@ -1,0 +1,27 @@
+/** The OHIF extension with the agent's panel. OHIF imports it by its address in `app-config.js`. */
+
+import { Panel } from "./panel.js";
+import { Study } from "./study.js";
+
+const EXTENSION = "ibis-label";
+export const AGENT = `${EXTENSION}.panelModule.agent`;
+
+/** A div as a React element, as compilers inline them (Babel's transform-react-inline-elements); `ref` is given the node. */
+const host = ref => ({ $$typeof: Symbol.for("react.element"), type: "div", key: null, ref, props: { className: "ibis-host" }, _owner: null });
+
+export default {
+  id: EXTENSION,
+  preRegistration() {
+    // Where MONAI Label's panel looks for its server: cookies know no port, so another server's address may be in it.
+    document.cookie = `MONAILABEL_SERVER_URL=${encodeURIComponent(location.origin)};path=/;SameSite=Lax`;
+  },
+  getPanelModule({ servicesManager, commandsManager }) {
+    const panel = new Panel(new Study(servicesManager.services, commandsManager));
+    const mount = node => {
+      if (node) node.append(panel.root);
+    };
+    return [
+      { name: "agent", iconName: "tab-segmentation", iconLabel: "Agent", label: "IBIS agent", component: () => host(mount) },
+    ];
+  },
+};
