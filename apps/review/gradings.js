@@ -29,12 +29,12 @@ async function refresh(run) {
   }
 }
 
-/** Wait until there are more gradings than before. */
+/** Wait until there are more gradings than before, or the label turned out to grade nothing. */
 async function untilGraded(run, before) {
   const until = performance.now() + PATIENCE_MS;
   while (run === state.run && performance.now() < until) {
     await refresh(run);
-    if ((state.gradings?.gradings?.length ?? 0) > before) return;
+    if ((state.gradings?.gradings?.length ?? 0) > before || state.gradings?.waiting === 0) return;
     await new Promise(resolve => setTimeout(resolve, POLL_MS));
   }
   if (run !== state.run) return;
@@ -79,7 +79,8 @@ function partsOf(parts) {
 function sliceRow(slice) {
   const go = make("button", { type: "button", className: "quiet", textContent: `Slice ${slice.index}` });
   go.addEventListener("click", () => goToSlice(slice.index));
-  const facts = word("span", `IoU ${percent(slice.iou)}, reward ${number(slice.total, 2)}`, "soft");
+  const told = slice.dropped ? `no reward: ${slice.dropped}` : `IoU ${percent(slice.iou)}, reward ${number(slice.total, 2)}`;
+  const facts = word("span", told, "soft");
   const steps = slice.steps.map(step => make("li", {}, `Turn ${step.turn}: ${number(step.total, 2)}`, partsOf(step.parts)));
   const parts = [word("summary", "Parts of the reward"), partsOf(slice.parts), make("ol", { className: "steps" }, ...steps)];
   return make("li", {}, make("div", { className: "row" }, go, facts), make("details", {}, ...parts));
@@ -107,7 +108,8 @@ function draw() {
       word("p", facts.filter(Boolean).join(", "), "soft"), make("ol", {}, ...worst.map(sliceRow)));
   });
   const refused = gradings.rejections.map(one => make("p", { className: "grading" }, word("b", "Rejected: "), one.reason));
-  box.replaceChildren(...refused, ...graded);
+  const notes = (gradings.notes ?? []).map(note => word("p", note, "grading"));
+  box.replaceChildren(...notes, ...refused, ...graded);
 }
 
 export function setUpGradings() {

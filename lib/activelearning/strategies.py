@@ -104,7 +104,6 @@ class GainStrategy(IBISStrategy):
         names = {keys[image]: image for image in images}
         return {names[one.image]: _told(one) for one in self._ranking.rank(names, done)}
 
-
     def warm(self, datastore: Datastore) -> None:
         """Rank once, so that the first annotator does not wait for what has to be read."""
         keys = [self._ranking.key(image) for image in datastore.list_images()]

@@ -17,6 +17,7 @@ from lib.imaging.labelmaps import load_labels
 from lib.imaging.volume import Volume
 from lib.infers.task import user_of
 from lib.server.labels import Arrived, LabelDesk
+from lib.server.store import Table
 from lib.trajectories.matching import label_names
 
 FINAL = "final"
@@ -57,12 +58,14 @@ class FinalLabels:
         self._tell(image_id, label_id, "api", MappingProxyType({}))
 
     def find(self, image_id: str) -> tuple[Path, dict[str, Any]] | None:
-        """The file of an image's final label, and what was sent with it; None when it has none."""
+        """The file of an image's final label as it is here, and what was sent with it; None when it has none. No PACS is asked:
+        storing a label must not wait for it."""
         store = self._datastore()
-        label_id = store.get_labels_by_image_id(image_id).get(FINAL)
+        here = Table if isinstance(store, Table) else type(store)
+        label_id = here.get_labels_by_image_id(store, image_id).get(FINAL)
         if label_id is None:
             return None
-        return Path(store.get_label_uri(label_id, FINAL)), store.get_label_info(label_id, FINAL)
+        return Path(here.get_label_uri(store, label_id, FINAL)), here.get_label_info(store, label_id, FINAL)
 
     def merged(
         self, image_id: str, volume: Volume, labels: np.ndarray, names: Mapping[int, str]

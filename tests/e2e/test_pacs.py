@@ -291,6 +291,9 @@ def test_a_segmentation_that_others_stored_is_a_label(hospital, data):
     content = (data / "dicom_ct_j2k_ts/labels.seg.dcm").read_bytes()
     dataset = pydicom.dcmread(io.BytesIO(content))
     dataset.ContentDate, dataset.ContentTime = "20980101", "120000"
+    ran = hospital.site.ask("POST", "/ibis/runs", json={"image": hospital.ids[CT], "prompt": "spleen", "slices": "every 8"})
+    run = f"/ibis/runs/{ran.json()['id']}"
+    until(lambda: hospital.site.ask("GET", run).json()["status"] == "complete")
     stream = io.BytesIO()
     dataset.save_as(stream)
     body = b"--b\r\nContent-Type: application/dicom\r\n\r\n" + stream.getvalue() + b"\r\n--b--\r\n"
@@ -310,6 +313,10 @@ def test_a_segmentation_that_others_stored_is_a_label(hospital, data):
         np.testing.assert_array_equal(here == value, there == original)
     info = hospital.site.ask("GET", f"/datastore/label/info?label={image}&tag=final").json()
     assert [entry["name"] for entry in info["label_info"]] == ["spleen", "liver", "stomach", "aorta", "inferior_vena_cava"]
+    until(lambda: hospital.site.ask("GET", f"{run}/gradings").json()["gradings"])
+    (graded,) = hospital.site.ask("GET", f"{run}/gradings").json()["gradings"]
+    assert graded["source"] == "pacs"
+    assert graded["dice"] > 0.5
 
 
 def test_ohif_finds_studies_by_its_filters(hospital):

@@ -135,14 +135,18 @@ def export(
     making = FORMATS[request.format, request.kind]
     counter = _counter(model, request.budget)
     draft = folder.with_name(f".{folder.name}.{uuid.uuid4().hex}")
+    earlier = draft.with_suffix(".earlier")
     draft.mkdir(parents=True)
     try:
         card = _Work(request, store, making(draft, request.history), counter).write(draft, on_done)
         if folder.exists():
-            shutil.rmtree(folder)
+            folder.rename(earlier)
         draft.rename(folder)
     finally:
-        shutil.rmtree(draft, ignore_errors=True)
+        if earlier.exists() and not folder.exists():
+            earlier.rename(folder)
+        for leftover in (draft, earlier):
+            shutil.rmtree(leftover, ignore_errors=True)
     return Exported(folder, {part: counts["rows"] for part, counts in card["parts"].items()}, card)
 
 
