@@ -14,8 +14,9 @@ from lib.errors import InputError
 
 if TYPE_CHECKING:
     from lib.trajectories.quality import WeekQuality
+    from lib.trajectories.selection import Selection
     from lib.trajectories.statistics import Statistics
-    from lib.trajectories.store import Selection, Summary, TrajectoryStore
+    from lib.trajectories.store import Summary, TrajectoryStore
 
 trajectories = typer.Typer(no_args_is_help=True, help="Recorded trajectories: list, show, stats, grade, replay, forget, gc.")
 
@@ -169,7 +170,7 @@ def grade(
     from lib.imaging.load import load_volume
     from lib.trajectories.grading import FinalLabel, grade_label
     from lib.trajectories.rewards.recipes import recipe_named
-    from lib.trajectories.store import Selection
+    from lib.trajectories.selection import Selection
 
     recipe = recipe_named(rewards)
     names = names_in(labels) | {_value(text, number): said for text, number, said in _pairs(name or [], "name")}
@@ -309,7 +310,7 @@ def _selection(
     graded: bool | None,
     all_versions: bool,
 ) -> "Selection":
-    from lib.trajectories.store import Selection
+    from lib.trajectories.selection import Selection
     from lib.trajectories.trajectory import Source
 
     if source and source not in list(Source):

@@ -19,7 +19,8 @@ from lib.server.labels import LabelDesk
 from lib.server.uploads import json_object, received
 from lib.trajectories.grade import Dropped
 from lib.trajectories.matching import label_names
-from lib.trajectories.store import Grading, Selection, Summary, TrajectoryStore
+from lib.trajectories.selection import Selection
+from lib.trajectories.store import Grading, Summary, TrajectoryStore
 from lib.trajectories.trajectory import Source
 
 

@@ -24,8 +24,9 @@ from lib.trajectories.grade import Dropped
 from lib.trajectories.matching import match
 from lib.trajectories.rewards.episode import grade
 from lib.trajectories.rewards.recipes import Recipe
+from lib.trajectories.selection import Selection
 from lib.trajectories.simulation.correction import correct
-from lib.trajectories.store import Grading, Label, Selection, TrajectoryStore, now
+from lib.trajectories.store import Grading, Label, TrajectoryStore, now
 from lib.trajectories.trajectory import Maker, Source, Trajectory
 
 logger = logging.getLogger(__name__)

@@ -7,7 +7,8 @@ from typing import Any
 import numpy as np
 from sqlalchemy import Select, func, select
 
-from lib.trajectories.store import Selection, TrajectoryStore, narrow
+from lib.trajectories.selection import Selection, narrow
+from lib.trajectories.store import TrajectoryStore
 from lib.trajectories.tables import GradingRow, ImageRow, LabelRow, StepRow, TrajectoryRow
 
 _TURNS = 20

@@ -13,9 +13,9 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from sqlalchemy import Select, delete, func, insert, or_, select, union
+from sqlalchemy import Select, delete, func, insert, select, union
 from sqlalchemy.exc import IntegrityError
-from sqlalchemy.orm import Session, aliased
+from sqlalchemy.orm import Session
 
 from lib.errors import InputError
 from lib.imaging.rle import Rle
@@ -24,38 +24,11 @@ from lib.trajectories.database import guard, open_database, sqlite_url
 from lib.trajectories.grade import Dropped, Grade, StepGrade
 from lib.trajectories.privacy import hashed, read_salt
 from lib.trajectories.rows import image_row, to_trajectory, trajectory_rows
+from lib.trajectories.selection import Selection, narrow, ordered
 from lib.trajectories.tables import Base, GradingRow, ImageRow, LabelRow, RejectionRow, StepRow, TrajectoryRow
 from lib.trajectories.trajectory import Source, Trajectory
 
 _TRIES = 20
-
-
-@dataclass(frozen=True)
-class Selection:
-    """Which trajectories; every field narrows."""
-
-    keys: tuple[str, ...] = ()
-    """Whole keys, or their first digits (at least 4)."""
-    run: str = ""
-    image: str = ""
-    """The image's hash."""
-    label: str = ""
-    """Name of the target's label, whole."""
-    user: str = ""
-    engine: str = ""
-    source: Source | None = None
-    since: str = ""
-    """ISO 8601; what was recorded at that time or later."""
-    until: str = ""
-    """ISO 8601; what was recorded before."""
-    annotator: str = ""
-    """Graded against a label of this annotator."""
-    min_reward: float | None = None
-    max_reward: float | None = None
-    """Total of a grading."""
-    graded: bool | None = None
-    newest: bool = True
-    """Only the newest version of each episode."""
 
 
 @dataclass(frozen=True)
@@ -184,7 +157,7 @@ class TrajectoryStore:
     def select(self, selection: Selection, batch: int = 64) -> Iterator[Trajectory]:
         """The trajectories, oldest first; a `batch` of them in memory."""
         with self.reading() as session:
-            keys = list(session.scalars(_order(narrow(select(TrajectoryRow.key), selection))))
+            keys = list(session.scalars(ordered(narrow(select(TrajectoryRow.key), selection))))
         for begin in range(0, len(keys), batch):
             with self.reading() as session:
                 loaded = self._load(session, keys[begin : begin + batch])
@@ -343,43 +316,6 @@ class TrajectoryStore:
 def now() -> str:
     """The time as rows have it: ISO 8601, UTC, milliseconds."""
     return datetime.now(UTC).isoformat(timespec="milliseconds")
-
-
-def narrow(chosen: Select[Any], wanted: Selection) -> Select[Any]:
-    row = TrajectoryRow
-    for key in wanted.keys:
-        if len(key) < 4 or not key.isalnum():
-            raise InputError(f"{key!r} is no key: give at least its first 4 digits", "key")
-    if wanted.keys:
-        chosen = chosen.where(or_(*(row.key.startswith(key) for key in wanted.keys)))
-    for column, value in ((row.run, wanted.run), (row.image, wanted.image), (row.label, wanted.label)):
-        chosen = chosen.where(column == value) if value else chosen
-    for column, value in ((row.user, wanted.user), (row.engine, wanted.engine)):
-        chosen = chosen.where(column == value) if value else chosen
-    if wanted.source is not None:
-        chosen = chosen.where(row.source == wanted.source.value)
-    chosen = chosen.where(row.created >= wanted.since) if wanted.since else chosen
-    chosen = chosen.where(row.created < wanted.until) if wanted.until else chosen
-    if wanted.newest:
-        later = aliased(TrajectoryRow)
-        chosen = chosen.where(~select(later.key).where(later.episode == row.episode, later.version > row.version).exists())
-    graded = select(GradingRow.key).where(GradingRow.trajectory == row.key)
-    narrower = graded
-    if wanted.annotator:
-        narrower = narrower.join(LabelRow, LabelRow.key == GradingRow.label).where(LabelRow.annotator == wanted.annotator)
-    if wanted.min_reward is not None:
-        narrower = narrower.where(GradingRow.total >= wanted.min_reward)
-    if wanted.max_reward is not None:
-        narrower = narrower.where(GradingRow.total <= wanted.max_reward)
-    if narrower is not graded:
-        chosen = chosen.where(narrower.exists())
-    if wanted.graded is not None:
-        chosen = chosen.where(graded.exists() if wanted.graded else ~graded.exists())
-    return chosen
-
-
-def _order(chosen: Select[Any]) -> Select[Any]:
-    return chosen.order_by(TrajectoryRow.created, TrajectoryRow.key)
 
 
 def _digests(trajectories: Select[Any] | None) -> Any:

@@ -8,7 +8,8 @@ from lib.agent.trace import SCHEMA
 from lib.agent.trace_page import render_recorded
 from lib.imaging.overlays import overlay_named
 from lib.trajectories.grade import Dropped
-from lib.trajectories.store import Grading, Selection, TrajectoryStore
+from lib.trajectories.selection import Selection
+from lib.trajectories.store import Grading, TrajectoryStore
 from lib.trajectories.trajectory import Trajectory
 
 

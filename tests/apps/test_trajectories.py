@@ -18,7 +18,8 @@ from lib.imaging.planes import ViewPoint
 from lib.imaging.views import View
 from lib.server.runstore import RUNS, RunStore
 from lib.trajectories.recorder import build_trajectory
-from lib.trajectories.store import Selection, TrajectoryStore
+from lib.trajectories.selection import Selection
+from lib.trajectories.store import TrajectoryStore
 from tests.trajectories.balls import ball, played, work_on
 
 

@@ -15,7 +15,8 @@ from lib.imaging.planes import Plane, ViewGrid
 from lib.segmenters.graphcut import GraphCut
 from lib.server.process import ServerProcess
 from lib.trajectories.replay import replay
-from lib.trajectories.store import Selection, TrajectoryStore
+from lib.trajectories.selection import Selection
+from lib.trajectories.store import TrajectoryStore
 from lib.trajectories.trajectory import Source
 from tests.e2e.conftest import form, voxel_in
 from tests.e2e.test_clients import parts

@@ -7,7 +7,8 @@ import sys
 from lib.segmenters.graphcut import GraphCut
 from lib.server.process import ROOT
 from lib.trajectories.replay import replay
-from lib.trajectories.store import Selection, TrajectoryStore
+from lib.trajectories.selection import Selection
+from lib.trajectories.store import TrajectoryStore
 
 
 def started(*arguments) -> subprocess.Popen:

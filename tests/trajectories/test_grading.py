@@ -16,7 +16,7 @@ from lib.trajectories.grading import FinalLabel, counting, grade_label
 from lib.trajectories.recorder import build_trajectory
 from lib.trajectories.replay import replay
 from lib.trajectories.rewards.recipes import recipe_named
-from lib.trajectories.store import Selection
+from lib.trajectories.selection import Selection
 from lib.trajectories.trajectory import Source
 from tests.trajectories.balls import ball, played, recorded, work_on
 

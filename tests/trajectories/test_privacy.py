@@ -12,7 +12,8 @@ from lib.imaging.phantom import make_phantom, write_series
 from lib.segmenters.graphcut import GraphCut
 from lib.trajectories.privacy import patient_of, read_salt
 from lib.trajectories.recorder import Recording, RunRecorder, Work
-from lib.trajectories.store import Selection, TrajectoryStore
+from lib.trajectories.selection import Selection
+from lib.trajectories.store import TrajectoryStore
 from tests.engines.expert import Expert
 
 PATIENT = "ID-4711-SECRET"

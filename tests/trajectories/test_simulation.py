@@ -23,13 +23,14 @@ from lib.imaging.masks import write_volume
 from lib.imaging.phantom import make_phantom
 from lib.policies.strategies import Strategy
 from lib.trajectories.grade import Grade
+from lib.trajectories.selection import Selection
 from lib.trajectories.simulation.config import Lesson, read_shares, simulation_config
 from lib.trajectories.simulation.curve import ALL, learning_curves
 from lib.trajectories.simulation.plan import LabelledVolume, make_plan
 from lib.trajectories.simulation.session import Lessons, Session
 from lib.trajectories.simulation.targets import find_jobs, spoken, targets
 from lib.trajectories.simulation.workers import Setting
-from lib.trajectories.store import Selection, TrajectoryStore
+from lib.trajectories.store import TrajectoryStore
 from lib.trajectories.trajectory import Source
 
 ROOT = Path(__file__).resolve().parent.parent.parent

@@ -9,8 +9,9 @@ from lib.trajectories.grade import Dropped
 from lib.trajectories.plots import write_plot
 from lib.trajectories.quality import state, volumes, weekly
 from lib.trajectories.rewards import grade, recipe_named
+from lib.trajectories.selection import Selection
 from lib.trajectories.statistics import belongings, learning_curve, statistics
-from lib.trajectories.store import Label, Selection, TrajectoryStore
+from lib.trajectories.store import Label, TrajectoryStore
 from lib.trajectories.trajectory import Source
 from tests.trajectories.episodes import STOP, at, rect, said
 from tests.trajectories.templates import record

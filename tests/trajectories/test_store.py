@@ -24,7 +24,8 @@ from lib.trajectories.database import open_database
 from lib.trajectories.grade import Dropped, Grade, StepGrade
 from lib.trajectories.recorder import Recording, RunRecorder, build_trajectory
 from lib.trajectories.replay import replay, view_of
-from lib.trajectories.store import Selection, TrajectoryStore
+from lib.trajectories.selection import Selection
+from lib.trajectories.store import TrajectoryStore
 from lib.trajectories.tables import Base
 from lib.trajectories.trajectory import observations
 from tests.trajectories.balls import ball, played, recorded, reference, work_on

@@ -27,7 +27,8 @@ from lib.trajectories.grading import counting
 from lib.trajectories.replay import view_of
 from lib.trajectories.rewards.recipes import Parts, recipe_named
 from lib.trajectories.rewards.state import Reference
-from lib.trajectories.store import Grading, Selection, Summary, TrajectoryStore
+from lib.trajectories.selection import Selection
+from lib.trajectories.store import Grading, Summary, TrajectoryStore
 from lib.trajectories.trajectory import Source, Trajectory
 
 if TYPE_CHECKING:

@@ -9,8 +9,9 @@ import numpy as np
 
 from lib.imaging.files import replacing
 from lib.trajectories.grade import Grade
+from lib.trajectories.selection import Selection
 from lib.trajectories.simulation.config import Lesson
-from lib.trajectories.store import Selection, TrajectoryStore
+from lib.trajectories.store import TrajectoryStore
 
 ALL = "all"
 """Name of the curve of all structures together."""

@@ -28,11 +28,12 @@ from lib.policies.strategies import Strategy
 from lib.policies.teacher import Teacher
 from lib.trajectories.recorder import Work, build_trajectory, origin_of
 from lib.trajectories.rewards import grade, recipe_named
+from lib.trajectories.selection import Selection
 from lib.trajectories.simulation.config import Lesson, Shares, simulation_config
 from lib.trajectories.simulation.correction import exemplary, useful
 from lib.trajectories.simulation.plan import Assignment, LabelledVolume, make_plan, seed_of
 from lib.trajectories.simulation.targets import Job, Target, targets
-from lib.trajectories.store import Selection, TrajectoryStore
+from lib.trajectories.store import TrajectoryStore
 from lib.trajectories.trajectory import Maker, Origin, Source, Trajectory
 
 USER = "simulated"
