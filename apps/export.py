@@ -44,6 +44,7 @@ def export(
     from lib.errors import InputError
     from lib.trajectories.exports.export import ExportRequest
     from lib.trajectories.exports.export import export as export_trajectories
+    from lib.trajectories.selection import moment
     from lib.trajectories.store import TrajectoryStore
 
     if not url and not (store / "trajectories.sqlite").is_file():
@@ -59,8 +60,8 @@ def export(
         engine=engine,
         source=source,
         lessons=tuple(lesson or ()),
-        since=since,
-        until=until,
+        since=moment(since, "since") if since else "",
+        until=moment(until, "until") if until else "",
         min_reward=min_reward,
         ungraded=ungraded,
         budget=budget,

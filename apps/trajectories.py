@@ -236,10 +236,11 @@ def forget(
     patient: Annotated[str, typer.Option(help="DICOM PatientID")] = "",
     issuer: Annotated[str, typer.Option(help="its IssuerOfPatientID, where the images have one")] = "",
     patient_hash: Annotated[str, typer.Option(help="the patient's hash")] = "",
-    image: Annotated[str, typer.Option(help="an image: what the server calls it")] = "",
+    image: Annotated[str, typer.Option(help="an image: what the server calls it, or its hash")] = "",
     yes: Annotated[bool, typer.Option("--yes", help="do not ask")] = False,
     store: Store = _DEFAULT,
     url: Url = "",
+    runs: Annotated[Path | None, typer.Option(help="the server's records of runs; default: beside the store")] = None,
 ) -> None:
     """Remove everything of a patient, or of an image: rows, pictures, masks, and the records of the runs beside the store."""
     from lib.server.runstore import RUNS, RunStore
@@ -250,7 +251,7 @@ def forget(
     with _opened(store, url) as kept:
         person = f"{issuer}\0{patient}" if issuer else patient
         whose = {"patient": patient_hash or kept.hashed("patient", person)} if not image else {}
-        whose |= {"image": kept.hashed("image", image)} if image else {}
+        whose |= {"image": _image(image, kept)} if image else {}
         images, number = belongings(kept, **whose)
         if not images:
             field = "image" if image else "patient" if patient else "patient_hash"
@@ -259,10 +260,10 @@ def forget(
         if not yes:
             typer.confirm(f"Remove {number} trajectories on {images} images for good?", abort=True)
         gone = kept.forget(**whose)
-    runs = RunStore(store.resolve().parent / RUNS)
-    journals = [key for key in gone.runs if runs.request(key) is not None]
+    records = RunStore(runs or store.resolve().parent / RUNS)
+    journals = [key for key in gone.runs if records.request(key) is not None]
     for key in journals:
-        runs.remove(key)
+        records.remove(key)
     console.print(
         f"removed {gone.trajectories} trajectories on {gone.images} images, {gone.gradings} gradings, {gone.blobs} pictures "
         f"and masks, and the server's records of {len(journals)} runs; exports that were made before still have them",
@@ -279,6 +280,12 @@ def gc(store: Store = _DEFAULT, url: Url = "") -> None:
     if missing:
         console.print(f"[red]{len(missing)} pictures or masks are missing[/red], such as {min(missing)}", highlight=False)
         raise typer.Exit(1)
+
+
+def _image(image: str, kept: "TrajectoryStore") -> str:
+    """The hash of an image that was named, or given by its hash; empty for none."""
+    is_hash = len(image) == _HASH and all(digit in "0123456789abcdef" for digit in image)
+    return image if is_hash or not image else kept.hashed("image", image)
 
 
 @contextmanager
@@ -310,21 +317,20 @@ def _selection(
     graded: bool | None,
     all_versions: bool,
 ) -> "Selection":
-    from lib.trajectories.selection import Selection
+    from lib.trajectories.selection import Selection, moment
     from lib.trajectories.trajectory import Source
 
     if source and source not in list(Source):
         raise InputError(f"{source!r} is none: use {', '.join(Source)}", "source")
-    is_hash = len(image) == _HASH and all(digit in "0123456789abcdef" for digit in image)
     return Selection(
         run=run,
-        image=image if is_hash or not image else kept.hashed("image", image),
+        image=_image(image, kept),
         label=label,
         user=user,
         engine=engine,
         source=Source(source) if source else None,
-        since=since,
-        until=until,
+        since=moment(since, "since") if since else "",
+        until=moment(until, "until") if until else "",
         annotator=annotator,
         min_reward=min_reward,
         max_reward=max_reward,

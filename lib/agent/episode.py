@@ -158,6 +158,7 @@ class Episode:
         """Take the policy's decision. Returns the click that the segmenter must now apply, or None when there is none:
         the episode has ended, or the reply was not of the grammar and the policy is to be asked again."""
         self._judge(decision.support)
+        decision = replace(decision, reply=_storable(decision.reply))
         reply = self.conduct.parse(decision.reply)
         if isinstance(reply, ProtocolError):
             self._append(decision, "", reply)
@@ -287,3 +288,8 @@ class Episode:
     def _repeats(self, click: Click) -> bool:
         recent = [step.action for step in self._kept()[-SAME_CLICK:]]
         return len(recent) == SAME_CLICK and all(action == click for action in recent)
+
+
+def _storable(text: str) -> str:
+    """Text without what no file or database takes: lone surrogates and NUL, which a server's JSON may hold."""
+    return text.encode("utf-8", "replace").decode("utf-8").replace("\0", "\ufffd")

@@ -174,7 +174,7 @@ class IBISApp(MONAILabelApp):
             self._labels.start()
             ranking = self._strategies["ibis_gain"]
             threading.Thread(target=ranking.warm, args=(store,), name="ranking", daemon=True).start()
-            routes.append(label_routes(self._runs, self._finals, self._labels, self._trajectories))
+            routes.append(label_routes(self._runs, self._finals, self._labels, self._trajectories, self._volumes))
         if isinstance(store, PacsDatastore):
             poller = Poller(store, self._pacs.poll_s, self._found)
             routes += [pacs_routes(store, poller), proxy_routes(store.web, poller.wake)]
@@ -196,7 +196,7 @@ class IBISApp(MONAILabelApp):
     def on_save_label(self, image_id: str, label_id: str) -> None:
         """A client has stored a label: a final one is what recorded episodes are graded against."""
         if self._labels is not None:
-            self._finals.saved(image_id, label_id)
+            self._finals.saved(image_id)
 
     def _found(self, seg: SegFound) -> None:
         """Somebody has stored a segmentation in the PACS: it is a final label."""

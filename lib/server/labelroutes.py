@@ -1,6 +1,5 @@
 """`/ibis/runs/{id}/label`, `/reject`, `/gradings`: the annotator's verdict on a run, and what it was worth."""
 
-import os
 from collections.abc import Mapping
 from typing import Annotated, Any
 
@@ -8,9 +7,10 @@ from fastapi import APIRouter, File, Form, UploadFile
 from pydantic import BaseModel, ConfigDict, Field
 
 from lib.errors import InputError
+from lib.imaging.cache import VolumeCache
+from lib.imaging.planes import ViewGrid
 from lib.infers.asked import Asked
-from lib.infers.task import Answer, write_answer
-from lib.server.finallabels import FinalLabels
+from lib.server.finallabels import FinalLabels, Part
 from lib.server.jobroutes import User, problems
 from lib.server.jobs.refusal import Refusal
 from lib.server.jobs.runs import Runs
@@ -18,6 +18,7 @@ from lib.server.jobs.schema import Problem
 from lib.server.labels import LabelDesk
 from lib.server.uploads import json_object, received
 from lib.trajectories.grade import Dropped
+from lib.trajectories.grading import Extent
 from lib.trajectories.matching import label_names
 from lib.trajectories.selection import Selection
 from lib.trajectories.store import Grading, Summary, TrajectoryStore
@@ -84,16 +85,17 @@ class Gradings(BaseModel):
     rejections: list[RejectionView]
 
 
-def label_routes(runs: Runs, finals: FinalLabels, desk: LabelDesk, store: TrajectoryStore) -> APIRouter:
+def label_routes(runs: Runs, finals: FinalLabels, desk: LabelDesk, store: TrajectoryStore, volumes: VolumeCache) -> APIRouter:
     """Accept, reject, and see the rewards."""
     router = APIRouter(prefix="/ibis/runs/{key}", tags=["IBIS"])
 
     @router.put(
         "/label",
         summary="Make the run's masks the final label of its image; the recorded episodes are graded against it",
-        description="Without a file the masks are taken as they are; other structures of an earlier final label stay. With a "
-        "file (`label`) that is the whole final label; `params` names its values (`label_info` as viewers send it) and may say "
-        'what a name means for the run: `aliases`, such as {"Segment_1": "liver"}.',
+        description="Without a file the masks are taken as they are, on the slices that have an answer: what an earlier final "
+        "label has on others, and its other structures, stay. With a file (`label`) that is the whole final label; `params` "
+        "names its values (`label_info` as viewers send it) and may say what a name means for the run: `aliases`, such as "
+        '{"Segment_1": "liver"}.',
         responses=problems(404, 409, 410, 422),
     )
     def accepted(
@@ -108,9 +110,9 @@ def label_routes(runs: Runs, finals: FinalLabels, desk: LabelDesk, store: Trajec
         if label is not None:
             names = label_names(given.get("label_info"))
             with received(label) as path:
-                stored = finals.store(asked.image_id, path, names, asker, "review", aliases)
+                stored = finals.store(asked.image_id, volumes.get(asked.image), path, names, asker, aliases)
         else:
-            stored = _accept(key, asker, asked, runs, finals, aliases)
+            stored = _accept(key, asker, asked, runs, finals)
         return Kept(image=asked.image_id, label=stored, grading="queued")
 
     @router.post("/reject", summary="Say that a run is of no use, and why", responses=problems(404, 422))
@@ -145,18 +147,21 @@ def label_routes(runs: Runs, finals: FinalLabels, desk: LabelDesk, store: Trajec
     return router
 
 
-def _accept(key: str, user: str, asked: Asked, runs: Runs, finals: FinalLabels, aliases: Mapping[str, str]) -> str:
-    """The run's masks as the final label, beside the other structures of an earlier one."""
-    if not runs.state(key).status.ended:
+def _accept(key: str, user: str, asked: Asked, runs: Runs, finals: FinalLabels) -> str:
+    """The run's masks as the final label, as far as they are answers, beside what an earlier one has."""
+    state = runs.state(key)
+    if not state.status.ended:
         raise Refusal(409, f"the agent works on run {key}: wait for its end, or cancel it")
-    asked, labels, volume = runs.labels(key, user)
-    mine = {target.value: target.name for target in asked.targets}
-    labels, names = finals.merged(asked.image_id, volume, labels, mine)
-    path = write_answer(Answer(labels, volume, {name: value for value, name in names.items()}, {}), ".nrrd", compress=True)
-    try:
-        return finals.store(asked.image_id, path, names, user, "review", aliases)
-    finally:
-        os.unlink(path)
+    _, labels, volume = runs.labels(key, user)
+    parts = []
+    for number, target in enumerate(asked.targets, start=1):
+        grid = ViewGrid(volume, target.request.plane)
+        slices = frozenset(state.known(number, grid.size))
+        if slices:
+            parts.append(Part(target.name, labels == target.value, Extent(grid.plane.value, slices)))
+    if not parts:
+        raise Refusal(409, f"run {key} has no answer yet: there is nothing to accept")
+    return finals.accept(asked.image_id, volume, parts, user)
 
 
 def _aliases(given: Any) -> dict[str, str]:
@@ -167,7 +172,7 @@ def _aliases(given: Any) -> dict[str, str]:
 
 def _views(episodes: Mapping[str, Summary], found: Mapping[str, list[Grading]]) -> list[GradingView]:
     by_label: dict[str, list[Grading]] = {}
-    for gradings in found.values():
+    for gradings in (one for key, one in found.items() if key in episodes):
         for grading in gradings:
             by_label.setdefault(grading.label.key, []).append(grading)
     views = [_view(episodes, gradings) for gradings in by_label.values()]

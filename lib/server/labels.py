@@ -23,7 +23,7 @@ from lib.errors import InputError
 from lib.imaging.cache import ImageRef, VolumeCache
 from lib.imaging.files import replacing
 from lib.imaging.labelmaps import load_labels
-from lib.trajectories.grading import FinalLabel, Graded, grade_label
+from lib.trajectories.grading import Extent, FinalLabel, Graded, grade_label
 from lib.trajectories.recorder import Recording
 from lib.trajectories.rewards.recipes import Recipe
 from lib.trajectories.store import now
@@ -47,6 +47,8 @@ class Arrived:
     """"api", "review" or "pacs"."""
     aliases: Mapping[str, str] = field(default_factory=dict)
     """Label name -> name of the target that it means."""
+    extents: Mapping[str, Extent] = field(default_factory=dict)
+    """By name the slices that the label speaks for, where those are not all."""
 
 
 @dataclass(frozen=True)
@@ -92,7 +94,6 @@ class LabelDesk:
 
     def start(self) -> None:
         """Begin, with what an earlier process left first."""
-        self._folder.mkdir(parents=True, exist_ok=True)
         self._thread.start()
 
     def close(self) -> None:
@@ -103,12 +104,14 @@ class LabelDesk:
 
     def arrived(self, label: Arrived, file: Path) -> str:
         """Take a label whose map is in `file`; it is graded soon. Returns its key, which the report has."""
+        self._folder.mkdir(parents=True, exist_ok=True)
         key = f"{now().replace(':', '')}-{secrets.token_hex(4)}"
         found = _SUFFIXES.search(file.name)
         name = f"{key}{found[0] if found else ''}"
         with replacing(self._folder / name) as draft:
             shutil.copyfile(file, draft)
         about = {**vars(label), "names": dict(label.names), "aliases": dict(label.aliases), "file": name}
+        about["extents"] = {part: [extent.plane, sorted(extent.slices)] for part, extent in label.extents.items()}
         with replacing(self._folder / f"{key}.json") as draft:
             draft.write_text(json.dumps(about), encoding="utf-8")
         self._wake.set()
@@ -171,6 +174,8 @@ class LabelDesk:
                 about["annotator"],
                 about["source"],
                 about["aliases"],
+                {name: Extent(plane, frozenset(slices)) for name, (plane, slices) in about["extents"].items()},
+                key,
             )
             graded = grade_label(final, self._recording.store, self._recipe, self._engine)
         except InputError as error:
@@ -191,6 +196,8 @@ def _notes(graded: Graded) -> list[str]:
         )
     for reason, count in graded.dropped.items():
         notes.append(f"{count} episodes have no reward: {reason}")
+    if graded.unspoken:
+        notes.append(f"{graded.unspoken} episodes lie on slices that the label does not speak for")
     if graded.changed:
         notes.append(f"{graded.changed} episodes were recorded on an earlier content of the image")
     return notes

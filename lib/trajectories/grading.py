@@ -20,6 +20,7 @@ from lib.imaging.overlays import overlay_named
 from lib.imaging.planes import Plane, ViewGrid
 from lib.imaging.views import View
 from lib.imaging.volume import Volume
+from lib.policies.simulated import SimulatedPolicy
 from lib.trajectories.grade import Dropped
 from lib.trajectories.matching import match
 from lib.trajectories.rewards.episode import grade
@@ -27,12 +28,20 @@ from lib.trajectories.rewards.recipes import Recipe
 from lib.trajectories.selection import Selection
 from lib.trajectories.simulation.correction import correct
 from lib.trajectories.store import Grading, Label, TrajectoryStore, now
-from lib.trajectories.trajectory import Maker, Source, Trajectory
+from lib.trajectories.trajectory import Maker, Origin, Source, Trajectory
 
 logger = logging.getLogger(__name__)
 
 CORRECTING_CLICKS = 5
 """At most so many clicks of a simulated expert are added to an episode that ended wrong."""
+
+
+@dataclass(frozen=True)
+class Extent:
+    """Slices that a label speaks for: on others it says nothing."""
+
+    plane: str
+    slices: frozenset[int]
 
 
 @dataclass(frozen=True, eq=False)
@@ -51,6 +60,15 @@ class FinalLabel:
     """"api", "review", "pacs", "folder" or "command"."""
     aliases: Mapping[str, str] = field(default_factory=dict)
     """Label name -> name of the target that it means, where someone said so."""
+    extents: Mapping[str, Extent] = field(default_factory=dict)
+    """By name the slices that the label speaks for, where those are not all."""
+    key: str = ""
+    """Tells a label that is graded again, because grading was interrupted, from another one."""
+
+    def speaks_for(self, values: Sequence[int], origin: Origin) -> bool:
+        """Whether these values of the label say anything about a slice."""
+        extents = [self.extents[self.names[value]] for value in values if self.names[value] in self.extents]
+        return all(extent.plane == origin.plane and origin.index in extent.slices for extent in extents)
 
 
 @dataclass(frozen=True)
@@ -69,13 +87,16 @@ class Graded:
     """Names of the label that no recorded episode looked for."""
     changed: int = 0
     """Episodes of an earlier content of the image."""
+    unspoken: int = 0
+    """Episodes on slices that the label does not speak for."""
 
 
 def counting(gradings: Sequence[Grading], recipe: str) -> list[Grading]:
-    """Of an episode's gradings those that count: each annotator's newest, by one recipe."""
+    """Of an episode's gradings those that count: each annotator's newest, by one recipe; the newest last."""
     newest: dict[str, Grading] = {}
     for grading in sorted(gradings, key=lambda one: (one.label.created, one.created)):
         if grading.recipe == recipe:
+            newest.pop(grading.label.annotator, None)
             newest[grading.label.annotator] = grading
     return list(newest.values())
 
@@ -93,7 +114,7 @@ def grade_label(
     matched: dict[tuple[str, str], tuple[int, ...]] = {}
     labels: dict[str, Label] = {}
     dropped: Counter[str] = Counter()
-    graded = corrections = changed = 0
+    graded = corrections = changed = unspoken = 0
     for trajectory in store.select(Selection(image=image, source=Source.RUN)):
         if trajectory.origin.content_hash != final.volume.content_hash:
             changed += 1
@@ -104,8 +125,12 @@ def grade_label(
         values = matched[said]
         if not values or limits.reached() is not None:
             continue
+        if not final.speaks_for(values, trajectory.origin):
+            unspoken += 1
+            continue
         if trajectory.label not in labels:
-            labels[trajectory.label] = store.add_label(image, trajectory.label, final.annotator, final.source)
+            key = store.hashed("label", f"{final.key}\0{trajectory.label}") if final.key else ""
+            labels[trajectory.label] = store.add_label(image, trajectory.label, final.annotator, final.source, key)
         bench = Bench(final, store, recipe, labels[trajectory.label], engine, limits)
         reference = bench.reference(trajectory, values)
         found = bench.record(trajectory, reference)
@@ -123,6 +148,7 @@ def grade_label(
         unmatched_targets=tuple(sorted({label for (label, _), values in matched.items() if not values})),
         unused_names=tuple(name for value, name in sorted(final.names.items()) if value not in meant),
         changed=changed,
+        unspoken=unspoken,
     )
 
 
@@ -169,7 +195,7 @@ class Bench:
             episode=f"{trajectory.key}:{self.label.key}",
             user=self.label.annotator,
             created=now(),
-            maker=Maker.of(self.engine),
+            maker=replace(Maker.of(self.engine), policy=f"{trajectory.maker.policy}, then {SimulatedPolicy.name}"),
             outcome=outcome,
             kept_from=len(trajectory.outcome.steps) + 1,
         )

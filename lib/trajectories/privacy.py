@@ -40,6 +40,11 @@ def read_salt(folder: Path) -> bytes:
     return path.read_bytes()
 
 
+def fingerprint(salt: bytes) -> str:
+    """32 hex digits that tell one salt from another and give neither away."""
+    return hashed(salt, "salt", "")
+
+
 def hashed(salt: bytes, kind: str, identifier: str) -> str:
     """32 hex digits for an identifier; `kind` ("image", "patient") keeps equal texts of different kinds apart."""
     return blake2b(f"{kind}\0{identifier}".encode(), key=salt, digest_size=16).hexdigest()

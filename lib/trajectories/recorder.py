@@ -8,16 +8,16 @@ is resumed: recording the same episode twice is recording it once.
 import logging
 import queue
 import threading
+import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
-from sqlalchemy.exc import SQLAlchemyError
+from sqlalchemy.exc import OperationalError
 
 from lib.agent.engine import Engine
 from lib.agent.episode import Outcome
 from lib.agent.loop import Observer
 from lib.agent.run import RunRequest
-from lib.errors import InputError
 from lib.imaging.overlays import overlay_named
 from lib.imaging.planes import ViewGrid
 from lib.imaging.views import View
@@ -30,6 +30,8 @@ logger = logging.getLogger(__name__)
 
 WAITING = 256
 """Episodes that may wait for the disk."""
+_PAUSES_S = (1, 2, 4, 8)
+"""Between tries while the database is away."""
 _TOGETHER = 32
 """At most so many are written in one transaction."""
 
@@ -111,6 +113,7 @@ class Recording:
         self.failed = 0
         """Episodes that could not be written; the log says why."""
         self._queue: queue.Queue[tuple[Work, Outcome] | threading.Event | None] = queue.Queue(WAITING)
+        self._away = False
         self._thread = threading.Thread(target=self._write, name="recording", daemon=True)
         self._thread.start()
 
@@ -136,23 +139,46 @@ class Recording:
             batch = [self._queue.get()]
             while len(batch) < _TOGETHER and not self._queue.empty():
                 batch.append(self._queue.get_nowait())
-            self._add([one for one in batch if isinstance(one, tuple)])
+            by_image: dict[str, list[tuple[Work, Outcome]]] = {}
+            for one in batch:
+                if isinstance(one, tuple):
+                    by_image.setdefault(one[0].image_id, []).append(one)
+            for pairs in by_image.values():
+                self._keep(pairs)
             for one in batch:
                 if isinstance(one, threading.Event):
                     one.set()
             if None in batch:
                 return
 
-    def _add(self, batch: Sequence[tuple[Work, Outcome]]) -> None:
-        by_image: dict[str, list[tuple[Work, Outcome]]] = {}
-        for work, outcome in batch:
-            by_image.setdefault(work.image_id, []).append((work, outcome))
-        for image_id, pairs in by_image.items():
+    def _keep(self, pairs: Sequence[tuple[Work, Outcome]]) -> None:
+        """Write episodes of one image together, or one by one where that fails. A database that is away is waited for, but only
+        once until it is back: runs must not stand still for it."""
+        for pause in (*_PAUSES_S, None) if not self._away else (None,):
             try:
-                self.store.add([self._trajectory(work, outcome) for work, outcome in pairs], image_id)
-            except (SQLAlchemyError, OSError, InputError) as error:
-                self.failed += len(pairs)
-                logger.error("%d episodes could not be recorded: %s", len(pairs), error)
+                self._add(pairs)
+                self._away = False
+                return
+            except OperationalError as error:
+                if pause is None:
+                    self._away = True
+                    self._lose(pairs, error)
+                    return
+                time.sleep(pause)
+            except Exception as error:  # one episode must not end the recording of all others
+                if len(pairs) == 1:
+                    self._lose(pairs, error)
+                else:
+                    for pair in pairs:
+                        self._keep([pair])
+                return
+
+    def _lose(self, pairs: Sequence[tuple[Work, Outcome]], error: Exception) -> None:
+        self.failed += len(pairs)
+        logger.error("%d episodes could not be recorded", len(pairs), exc_info=error)
+
+    def _add(self, pairs: Sequence[tuple[Work, Outcome]]) -> None:
+        self.store.add([self._trajectory(work, outcome) for work, outcome in pairs], pairs[0][0].image_id)
 
     def _trajectory(self, work: Work, outcome: Outcome) -> Trajectory:
         view = View(ViewGrid(work.volume, work.request.plane), outcome.index, outcome.window)

@@ -1,6 +1,7 @@
 """Which trajectories: filters, as people give them and as the database understands them."""
 
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from typing import Any
 
 from sqlalchemy import Select, or_, select
@@ -39,14 +40,24 @@ class Selection:
     """Only the newest version of each episode."""
 
 
+def moment(text: str, field: str) -> str:
+    """A point in time as rows have it, of ISO 8601 text such as "2026-11-22" or "2026-11-22T15:04+01:00"; UTC where it does
+    not say. Raises InputError with that field."""
+    try:
+        when = datetime.fromisoformat(text)
+    except ValueError as error:
+        raise InputError(f"{text!r} is no time such as 2026-11-22 or 2026-11-22T15:04", field) from error
+    return (when if when.tzinfo else when.replace(tzinfo=UTC)).astimezone(UTC).isoformat(timespec="milliseconds")
+
+
 def narrow(chosen: Select[Any], wanted: Selection) -> Select[Any]:
     """A query of trajectories with only those that are wanted. Raises InputError for a key that is none."""
     row = TrajectoryRow
     for key in wanted.keys:
         if len(key) < 4 or not key.isalnum():
             raise InputError(f"{key!r} is no key: give at least its first 4 digits", "key")
-    if wanted.keys:
-        chosen = chosen.where(or_(*(row.key.startswith(key) for key in wanted.keys)))
+    if wanted.keys:  # "g" comes after every hex digit
+        chosen = chosen.where(or_(*((row.key >= key) & (row.key < f"{key}g") for key in wanted.keys)))
     for column, value in ((row.run, wanted.run), (row.image, wanted.image), (row.label, wanted.label)):
         chosen = chosen.where(column == value) if value else chosen
     for column, value in ((row.user, wanted.user), (row.engine, wanted.engine)):

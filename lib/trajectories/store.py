@@ -8,7 +8,7 @@ for the disk and for another writer.
 import secrets
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -20,9 +20,9 @@ from sqlalchemy.orm import Session
 from lib.errors import InputError
 from lib.imaging.rle import Rle
 from lib.trajectories.blobs import GRACE_S, Blobs
-from lib.trajectories.database import guard, open_database, sqlite_url
+from lib.trajectories.database import erase, guard, open_database, sqlite_url
 from lib.trajectories.grade import Dropped, Grade, StepGrade
-from lib.trajectories.privacy import hashed, read_salt
+from lib.trajectories.privacy import fingerprint, hashed, read_salt
 from lib.trajectories.rows import image_row, to_trajectory, trajectory_rows
 from lib.trajectories.selection import Selection, narrow, ordered
 from lib.trajectories.tables import Base, GradingRow, ImageRow, LabelRow, RejectionRow, StepRow, TrajectoryRow
@@ -120,7 +120,7 @@ class TrajectoryStore:
         self.folder = folder
         self._salt = read_salt(folder)
         self._identifiers = identifiers
-        self._engine = open_database(url or sqlite_url(folder / "trajectories.sqlite"))
+        self._engine = open_database(url or sqlite_url(folder / "trajectories.sqlite"), fingerprint(self._salt))
         self.blobs = Blobs(folder / "blobs")
 
     def close(self) -> None:
@@ -179,29 +179,52 @@ class TrajectoryStore:
         with self.reading() as session:
             return int(session.scalar(narrow(select(func.count(TrajectoryRow.key)), selection)) or 0)
 
-    def add_label(self, image: str, name: str, annotator: str, source: str) -> Label:
-        """Note that a final label has arrived; `image` is the image's hash. The image must be known."""
-        label = Label(image, name, annotator, source, now(), secrets.token_hex(16))
+    def add_label(self, image: str, name: str, annotator: str, source: str, key: str = "") -> Label:
+        """Note that a final label has arrived; `image` is the image's hash. The image must be known. With a `key` (32 hex
+        digits) that is there already, the label is the same one."""
+        label = Label(image, name, annotator, source, now(), key or secrets.token_hex(16))
         values = {name: getattr(label, name) for name in ("key", "image", "annotator", "source", "name", "created")}
         with self._engine.begin() as connection:
-            connection.execute(insert(LabelRow).values(values))
-        return label
+            there = connection.execute(select(LabelRow.created).where(LabelRow.key == label.key)).scalar()
+            if there is None:
+                connection.execute(insert(LabelRow).values(values))
+        return label if there is None else replace(label, created=there)
+
+    def newest_labels(self) -> set[str]:
+        """The keys of the labels that no later one of the same image, name and annotator replaces."""
+        chosen = select(LabelRow.key, LabelRow.image, LabelRow.name, LabelRow.annotator)
+        chosen = chosen.order_by(LabelRow.created, LabelRow.key)
+        with self.reading() as session:
+            return set({(image, name, who): key for key, image, name, who in session.execute(chosen)}.values())
+
+    def contents(self) -> list[tuple[str, str]]:
+        """The patient's hash and the content of every image that was recorded, each pair once."""
+        chosen = select(ImageRow.patient, TrajectoryRow.content_hash).join(ImageRow, ImageRow.key == TrajectoryRow.image)
+        with self.reading() as session:
+            return [(patient, content) for patient, content in session.execute(chosen.distinct())]
 
     def add_grading(self, trajectory: str, label: Label, reference: Rle, recipe: str, grade: Grade | Dropped) -> bool:
-        """Record a grading; False when the trajectory has one for this label and recipe already."""
+        """Record a grading; False when the trajectory has one for this label and recipe already, or was forgotten."""
         values: dict[str, Any] = {
             "key": secrets.token_hex(16),
             "trajectory": trajectory,
             "label": label.key,
             "created": now(),
-            "reference": self.blobs.put_mask(reference),
             "recipe": recipe,
             **_grade_values(grade),
         }
+        there = select(GradingRow.key).where(
+            GradingRow.trajectory == trajectory, GradingRow.label == label.key, GradingRow.recipe == recipe
+        )
         try:
             with self._engine.begin() as connection:
+                guard(connection, removing=False)
+                known = connection.scalar(select(TrajectoryRow.key).where(TrajectoryRow.key == trajectory))
+                if known is None or connection.scalar(there) is not None:
+                    return False
+                values["reference"] = self.blobs.put_mask(reference)
                 connection.execute(insert(GradingRow).values(values))
-        except IntegrityError:
+        except IntegrityError:  # another process was faster
             return False
         return True
 
@@ -249,8 +272,12 @@ class TrajectoryStore:
             trajectories = session.execute(delete(TrajectoryRow).where(TrajectoryRow.image.in_(images))).rowcount  # type: ignore[attr-defined]
             session.execute(delete(LabelRow).where(LabelRow.image.in_(images)))
             session.execute(delete(ImageRow).where(ImageRow.key.in_(images)))
-            named = set(session.scalars(_digests(None)))
-            return Forgotten(len(images), trajectories, gradings, self.blobs.remove(before - named), tuple(sorted(runs)))
+        # A kill before this leaves files that `collect` removes; rows without their files it never leaves.
+        with Session(self._engine) as session, session.begin():
+            guard(session.connection(), removing=True)
+            blobs = self.blobs.remove(before - set(session.scalars(_digests(None))))
+        erase(self._engine)
+        return Forgotten(len(images), trajectories, gradings, blobs, tuple(sorted(runs)))
 
     def collect(self, grace_s: float = GRACE_S) -> int:
         """Remove blobs that no row names and that are older than `grace_s`; how many."""

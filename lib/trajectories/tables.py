@@ -24,6 +24,14 @@ class Base(DeclarativeBase):
     type_annotation_map: ClassVar = {dict[str, Any]: JSON, list[Any]: JSON}
 
 
+class StoreRow(Base):
+    """One row: whose database it is."""
+
+    __tablename__ = "stores"
+    owner: Mapped[str] = mapped_column(KEY, primary_key=True)
+    """Fingerprint of the salt in the folder of the store's files."""
+
+
 class ImageRow(Base):
     """An image that episodes were recorded on."""
 
@@ -31,7 +39,7 @@ class ImageRow(Base):
     key: Mapped[str] = mapped_column(KEY, primary_key=True)
     patient: Mapped[str] = mapped_column(KEY, index=True)
     modality: Mapped[str] = mapped_column(String(8))
-    burned_in: Mapped[str] = mapped_column(String(16))
+    burned_in: Mapped[str] = mapped_column(Text)
     name: Mapped[str | None] = mapped_column(Text)
     """What the server calls the image; only where the store keeps identifiers."""
 
@@ -46,11 +54,11 @@ class TrajectoryRow(Base):
     episode: Mapped[str] = mapped_column(String(96))
     version: Mapped[int] = mapped_column(Integer)
     source: Mapped[str] = mapped_column(String(16), index=True)
-    lesson: Mapped[str] = mapped_column(String(64))
+    lesson: Mapped[str] = mapped_column(Text)
     kept_from: Mapped[int] = mapped_column(Integer)
     run: Mapped[str] = mapped_column(String(64), index=True)
     target: Mapped[int] = mapped_column(Integer)
-    user: Mapped[str] = mapped_column(String(128))
+    user: Mapped[str] = mapped_column(Text)
     created: Mapped[str] = mapped_column(String(40), index=True)
     image: Mapped[str] = mapped_column(ForeignKey("images.key"))
     content_hash: Mapped[str] = mapped_column(DIGEST)
@@ -66,7 +74,7 @@ class TrajectoryRow(Base):
     overlay: Mapped[str] = mapped_column(String(32))
     window: Mapped[dict[str, Any]]
     max_turns: Mapped[int] = mapped_column(Integer)
-    engine: Mapped[str] = mapped_column(String(128), index=True)
+    engine: Mapped[str] = mapped_column(Text, index=True)
     weights: Mapped[str] = mapped_column(KEY)
     maker: Mapped[dict[str, Any]]
     given: Mapped[dict[str, Any] | None] = mapped_column(JSON(none_as_null=True))
@@ -105,7 +113,7 @@ class LabelRow(Base):
     __tablename__ = "labels"
     key: Mapped[str] = mapped_column(KEY, primary_key=True)
     image: Mapped[str] = mapped_column(ForeignKey("images.key"), index=True)
-    annotator: Mapped[str] = mapped_column(String(128))
+    annotator: Mapped[str] = mapped_column(Text)
     source: Mapped[str] = mapped_column(String(32))
     """Where it came from: "api", "review", "pacs", "folder", "command"."""
     name: Mapped[str] = mapped_column(Text)
@@ -141,6 +149,6 @@ class RejectionRow(Base):
     key: Mapped[str] = mapped_column(KEY, primary_key=True)
     run: Mapped[str] = mapped_column(String(64), index=True)
     target: Mapped[int] = mapped_column(Integer)
-    annotator: Mapped[str] = mapped_column(String(128))
+    annotator: Mapped[str] = mapped_column(Text)
     reason: Mapped[str] = mapped_column(Text)
     created: Mapped[str] = mapped_column(String(40))

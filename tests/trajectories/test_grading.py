@@ -12,7 +12,7 @@ from lib.imaging import rle
 from lib.imaging.planes import Plane, ViewGrid
 from lib.imaging.views import View
 from lib.trajectories.grade import Dropped
-from lib.trajectories.grading import FinalLabel, counting, grade_label
+from lib.trajectories.grading import Extent, FinalLabel, counting, grade_label
 from lib.trajectories.recorder import build_trajectory
 from lib.trajectories.replay import replay
 from lib.trajectories.rewards.recipes import recipe_named
@@ -59,7 +59,8 @@ def test_two_annotators_are_two_gradings_and_the_newest_of_each_counts(store):
     gradings = store.gradings(Selection(keys=(found.key,)))[found.key]
     assert [one.label.annotator for one in gradings] == ["carla", "dora", "carla"]
     assert gradings[0].grade.iou > gradings[1].grade.iou == gradings[2].grade.iou
-    assert {one.key for one in counting(gradings, "corrected")} == {gradings[1].key, gradings[2].key}
+    assert [one.key for one in counting(gradings, "corrected")] == [gradings[1].key, gradings[2].key]
+    assert [one.key for one in counting(gradings[:2], "corrected")] == [gradings[0].key, gradings[1].key]
     assert counting(gradings, "released") == []
 
 
@@ -113,3 +114,29 @@ def test_a_simulated_expert_goes_on_from_where_the_agent_was(store):
     assert all(one.identical for one in replay(correction, store.blobs, engine.segmenter))
     (before,), (after,) = (store.gradings(Selection(keys=(t.key,)))[t.key] for t in (agent, correction))
     assert after.grade.iou > before.grade.iou
+
+
+def test_a_label_speaks_only_for_its_slices(store):
+    recorded(store)
+    extents = {"ball": Extent("axial", frozenset({3, 4}))}
+    report = grade_label(final(extents=extents), store, RECIPE)
+    assert (report.graded, report.unspoken) == (2, 6)
+    graded = {t.origin.index for t in store.select(Selection(graded=True))}
+    assert graded == {3, 4}
+    elsewhere = {"ball": Extent("coronal", frozenset({3, 4}))}
+    assert grade_label(final(extents=elsewhere), store, RECIPE).graded == 0
+
+
+def test_grading_that_was_interrupted_goes_on_with_the_same_label(store):
+    recorded(store)
+    for _ in range(2):
+        grade_label(final(key="one"), store, RECIPE)
+    assert [len(gradings) for gradings in store.gradings(Selection()).values()] == [1] * 8
+
+
+def test_a_forgotten_trajectory_is_not_graded_any_more(store):
+    trajectory = recorded(store)[4]
+    label = store.add_label(trajectory.origin.image, "ball", "carla", "api")
+    store.forget(image=trajectory.origin.image)
+    assert not store.add_grading(trajectory.key, label, rle.empty(3, 3), "corrected", Dropped("no"))
+    assert store.missing() == set()

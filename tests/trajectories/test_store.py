@@ -8,6 +8,7 @@ import pytest
 from alembic.autogenerate import compare_metadata
 from alembic.migration import MigrationContext
 from sqlalchemy import create_engine, text
+from sqlalchemy.exc import OperationalError
 
 from lib.agent.limits import Limits
 from lib.agent.protocol import Click
@@ -20,11 +21,12 @@ from lib.imaging.overlays import OVERLAYS
 from lib.imaging.planes import ViewPoint
 from lib.imaging.views import View
 from lib.segmenters.graphcut import GraphCut
+from lib.trajectories import recorder
 from lib.trajectories.database import open_database
 from lib.trajectories.grade import Dropped, Grade, StepGrade
 from lib.trajectories.recorder import Recording, RunRecorder, build_trajectory
 from lib.trajectories.replay import replay, view_of
-from lib.trajectories.selection import Selection
+from lib.trajectories.selection import Selection, moment
 from lib.trajectories.store import TrajectoryStore
 from lib.trajectories.tables import Base
 from lib.trajectories.trajectory import observations
@@ -173,7 +175,7 @@ def test_no_identifier_is_stored_unless_asked_for(tmp_path):
 
 
 def test_the_migrations_make_the_tables(tmp_path, database):
-    engine = open_database(database or f"sqlite:///{tmp_path}/new.sqlite")
+    engine = open_database(database or f"sqlite:///{tmp_path}/new.sqlite", "me")
     with engine.connect() as connection:
         assert compare_metadata(MigrationContext.configure(connection), Base.metadata) == []
 
@@ -188,11 +190,16 @@ def test_what_cannot_be_opened_says_why(tmp_path):
         TrajectoryStore(tmp_path / "store")
     for url, reason in (
         ("nonsense", "no database URL"),
+        ("postgresql://u:secret@h:abc/db", "no database URL"),
         ("mysql://x/y", "use sqlite"),
         ("postgresql://nobody@127.0.0.1:1/none", "cannot be opened"),
     ):
-        with pytest.raises(InputError, match=reason):
+        with pytest.raises(InputError, match=reason) as refused:
             TrajectoryStore(tmp_path / "store", url)
+        assert "secret" not in refused.value.message
+    (tmp_path / "no.sqlite").write_text("no database")
+    with pytest.raises(InputError, match="cannot be opened"):
+        TrajectoryStore(tmp_path / "store", f"sqlite:///{tmp_path}/no.sqlite")
 
 
 def test_a_run_is_recorded_as_it_goes(store):
@@ -206,3 +213,91 @@ def test_a_run_is_recorded_as_it_goes(store):
     recording.close()
     assert store.count(Selection(newest=False)) == len(result.outcomes)
     assert recording.failed == 0
+
+
+class Flaky(TrajectoryStore):
+    """A store whose database is away so many times."""
+
+    def __init__(self, folder, away):
+        super().__init__(folder)
+        self.away = away
+
+    def add(self, trajectories, name=None):
+        if self.away:
+            self.away -= 1
+            raise OperationalError("INSERT", {}, Exception("the server closed the connection"))
+        return super().add(trajectories, name)
+
+
+def recording_of(store, outcomes, work, monkeypatch):
+    monkeypatch.setattr(recorder.time, "sleep", lambda seconds: None)
+    recording = Recording(store)
+    recording.record(work, outcomes)
+    recording.close()
+    return recording
+
+
+def test_a_database_that_is_away_for_a_moment_loses_nothing(tmp_path, monkeypatch):
+    store = Flaky(tmp_path / "flaky", away=3)
+    work = work_on(*ball())
+    outcomes = played(work).outcomes
+    assert recording_of(store, outcomes, work, monkeypatch).failed == 0
+    assert store.count(Selection()) == len(outcomes)
+    store.away = 10**6
+    other = replace(work, run="other")
+    assert recording_of(store, outcomes, other, monkeypatch).failed == len(outcomes)
+    store.close()
+
+
+def test_one_bad_episode_does_not_take_others_along(store, monkeypatch):
+    work = work_on(*ball())
+    good = [outcome for outcome in played(work).outcomes if outcome.found]
+    bad = replace(good[0], steps=(replace(good[0].steps[0], reply="\ud83d"), *good[0].steps[1:]))
+    assert recording_of(store, [bad, *good[1:]], work, monkeypatch).failed == 1
+    assert store.count(Selection()) == len(good) - 1
+
+
+def test_a_reply_is_text_that_can_be_stored():
+    work = work_on(*ball())
+
+    class Odd(type(work.engine.policy)):
+        def _decide(self, observation):
+            return replace(super()._decide(observation), reply="\ud83d\0")
+
+    odd = replace(work.engine, policy=Odd(work.engine.policy.truth))
+    result = run(work.request, work.volume, odd)
+    assert {step.reply for outcome in result.outcomes for step in outcome.steps} == {"?\ufffd"}
+
+
+def test_a_database_belongs_to_one_folder(tmp_path, database):
+    url = database or f"sqlite:///{tmp_path}/shared.sqlite"
+    TrajectoryStore(tmp_path / "one", url).close()
+    TrajectoryStore(tmp_path / "one", url).close()
+    with pytest.raises(InputError, match="belongs to another folder"):
+        TrajectoryStore(tmp_path / "two", url)
+
+
+def test_what_was_forgotten_is_not_in_the_files_while_the_store_is_open(tmp_path):
+    store = TrajectoryStore(tmp_path / "store")
+    recorded(store, prompt="tumour of JANE DOE")
+    store.forget(image=store.hashed("image", "ball"))
+    content = b"".join(path.read_bytes() for path in (tmp_path / "store").rglob("*") if path.is_file())
+    assert b"JANE DOE" not in content
+    store.close()
+
+
+@pytest.mark.parametrize(
+    ("text", "when"),
+    [
+        ("2026-11-22", "2026-11-22T00:00:00.000+00:00"),
+        ("2026-11-22T15:04+02:00", "2026-11-22T13:04:00.000+00:00"),
+        ("20261122T1504", "2026-11-22T15:04:00.000+00:00"),
+    ],
+)
+def test_times_are_read_as_iso_8601(text, when):
+    assert moment(text, "since") == when
+
+
+def test_other_times_are_refused():
+    with pytest.raises(InputError, match="no time such as"):
+        moment("yesterday", "since")

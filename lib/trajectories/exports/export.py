@@ -46,6 +46,7 @@ FORMATS: Mapping[tuple[str, str], Callable[[Path, bool], Format]] = {
 NO_REWARD = "every grading of it was dropped"
 NOT_GRADED = "not graded"
 REJECTED = "rejected by an annotator"
+REPLACED = "a correction towards a label that was replaced since"
 TOO_POOR = "its reward is too low"
 OTHER_LESSON = "of another lesson"
 RESERVED_WORD = "a text holds the mark of a picture or of a message"
@@ -191,20 +192,21 @@ class _Work:
     @cached_property
     def _groups(self) -> dict[str, str]:
         """Patient -> the group of patients that must stay together; of all images, so that filters do not move a patient."""
-        by_image = {summary.image: summary.key for summary in self._store.summaries(Selection())}
-        origins = (self._store.get(key).origin for key in by_image.values())
-        return together((origin.patient, origin.content_hash) for origin in origins)
+        return together(self._store.contents())
 
     @cached_property
     def _chosen(self) -> dict[str, tuple[Grading, ...]]:
         """The trajectories to export, by key, with the gradings that count."""
         gradings = self._store.gradings(self._request.selection)
+        newest = self._store.newest_labels()
         rejected = {(rejection.run, rejection.target) for rejection in self._store.rejections()}
         chosen = {}
         for summary in self._store.summaries(self._request.selection):
             counted = counting([one for one in gradings.get(summary.key, []) if self._counts(one)], self._recipe.name)
             found = tuple(one for one in counted if not isinstance(one.grade, Dropped))
             reason = REJECTED if (summary.run, summary.target) in rejected else self._reason(summary, found, bool(counted))
+            if summary.source is Source.CORRECTION and not any(one.label.key in newest for one in counted):
+                reason = reason or REPLACED
             if reason:
                 self._tally.dropped_trajectories[reason] += 1
             else:

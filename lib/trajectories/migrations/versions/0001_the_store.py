@@ -16,7 +16,7 @@ def upgrade() -> None:
         sa.Column("key", sa.String(length=32), nullable=False),
         sa.Column("patient", sa.String(length=32), nullable=False),
         sa.Column("modality", sa.String(length=8), nullable=False),
-        sa.Column("burned_in", sa.String(length=16), nullable=False),
+        sa.Column("burned_in", sa.Text(), nullable=False),
         sa.Column("name", sa.Text(), nullable=True),
         sa.PrimaryKeyConstraint("key", name=op.f("pk_images")),
     )
@@ -28,7 +28,7 @@ def upgrade() -> None:
         sa.Column("key", sa.String(length=32), nullable=False),
         sa.Column("run", sa.String(length=64), nullable=False),
         sa.Column("target", sa.Integer(), nullable=False),
-        sa.Column("annotator", sa.String(length=128), nullable=False),
+        sa.Column("annotator", sa.Text(), nullable=False),
         sa.Column("reason", sa.Text(), nullable=False),
         sa.Column("created", sa.String(length=40), nullable=False),
         sa.PrimaryKeyConstraint("key", name=op.f("pk_rejections")),
@@ -37,10 +37,15 @@ def upgrade() -> None:
         batch_op.create_index(batch_op.f("ix_rejections_run"), ["run"], unique=False)
 
     op.create_table(
+        "stores",
+        sa.Column("owner", sa.String(length=32), nullable=False),
+        sa.PrimaryKeyConstraint("owner", name=op.f("pk_stores")),
+    )
+    op.create_table(
         "labels",
         sa.Column("key", sa.String(length=32), nullable=False),
         sa.Column("image", sa.String(length=32), nullable=False),
-        sa.Column("annotator", sa.String(length=128), nullable=False),
+        sa.Column("annotator", sa.Text(), nullable=False),
         sa.Column("source", sa.String(length=32), nullable=False),
         sa.Column("name", sa.Text(), nullable=False),
         sa.Column("created", sa.String(length=40), nullable=False),
@@ -57,11 +62,11 @@ def upgrade() -> None:
         sa.Column("episode", sa.String(length=96), nullable=False),
         sa.Column("version", sa.Integer(), nullable=False),
         sa.Column("source", sa.String(length=16), nullable=False),
-        sa.Column("lesson", sa.String(length=64), nullable=False),
+        sa.Column("lesson", sa.Text(), nullable=False),
         sa.Column("kept_from", sa.Integer(), nullable=False),
         sa.Column("run", sa.String(length=64), nullable=False),
         sa.Column("target", sa.Integer(), nullable=False),
-        sa.Column("user", sa.String(length=128), nullable=False),
+        sa.Column("user", sa.Text(), nullable=False),
         sa.Column("created", sa.String(length=40), nullable=False),
         sa.Column("image", sa.String(length=32), nullable=False),
         sa.Column("content_hash", sa.String(length=64), nullable=False),
@@ -76,7 +81,7 @@ def upgrade() -> None:
         sa.Column("overlay", sa.String(length=32), nullable=False),
         sa.Column("window", sa.JSON(), nullable=False),
         sa.Column("max_turns", sa.Integer(), nullable=False),
-        sa.Column("engine", sa.String(length=128), nullable=False),
+        sa.Column("engine", sa.Text(), nullable=False),
         sa.Column("weights", sa.String(length=32), nullable=False),
         sa.Column("maker", sa.JSON(), nullable=False),
         sa.Column("given", sa.JSON(none_as_null=True), nullable=True),
