@@ -282,7 +282,7 @@ def test_the_command_says_what_is_wrong(folder, tmp_path, capsys):
 
 def test_an_interrupt_keeps_what_is_recorded_and_leaves_no_process(folder, tmp_path):
     arguments = [sys.executable, "main.py", "simulate", str(folder), "--store", str(tmp_path / "store"), "--workers", "2"]
-    arguments += ["--output", str(tmp_path / "out"), "--slices", "12", "--lessons", "plain"]
+    arguments += ["--output", str(tmp_path / "out"), "--slices", "30", "--lessons", "plain"]
     with subprocess.Popen(
         arguments, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
     ) as running:
