@@ -35,7 +35,14 @@ export function usable(node, is, why = "") {
   node.title = is ? node.dataset.title : why || node.dataset.title;
 }
 
-const isUsable = node => node.getAttribute("aria-disabled") !== "true";
+export const isUsable = node => node.getAttribute("aria-disabled") !== "true";
+
+/** Hide an element or show it; a focus that it had goes to the head of the run. */
+export function reveal(node, is) {
+  const had = !is && node.contains(document.activeElement);
+  node.hidden = !is;
+  if (had) element("run-title").focus({ preventScroll: true });
+}
 
 /** Call `act` on a click, unless the button cannot be used. */
 export function onPress(node, act) {

@@ -1,7 +1,7 @@
 /** The form that starts a run. */
 
 import { start } from "./actions.js";
-import { element, make, write } from "./dom.js";
+import { element, isUsable, make, reveal, usable, write } from "./dom.js";
 import { notice } from "./notices.js";
 import { call } from "./server.js";
 import { set, state, watch } from "./state.js";
@@ -20,6 +20,7 @@ function windowAsked() {
 
 async function submit(event) {
   event.preventDefault();
+  if (!isUsable(element("start"))) return;
   const prompt = element("prompt").value.trim();
   if (!prompt) {
     notice("Say what should be segmented, such as liver or left kidney.", "note");
@@ -29,12 +30,12 @@ async function submit(event) {
     notice("Say which slices, such as 12, 20-35 or every 4.", "note");
     return element("run-some").focus();
   }
-  element("start").disabled = true;
+  usable(element("start"), false, "The run is about to start");
   await start({
     image: state.image.id, prompt, slices: slicesAsked(), plane: element("run-plane").value, window: windowAsked(),
     max_turns: Number(element("run-turns").value) || 20,
   });
-  element("start").disabled = false;
+  usable(element("start"), true);
 }
 
 function drawChoices() {
@@ -89,9 +90,9 @@ export function setUpForm() {
   watch(["plane"], () => { if (state.image && state.form) element("run-plane").value = state.plane; });
   watch(["image", "run", "form"], () => {
     const form = state.image !== null && state.form;
-    element("new-run").hidden = !form;
-    element("new-run-back").hidden = state.run === null;
     element("run").hidden = form || state.run === null;
+    element("new-run-back").hidden = state.run === null;
+    reveal(element("new-run"), form);
     element("panel-empty").hidden = form || state.run !== null;
     if (form && element("known").hidden) offerStructures();
   });

@@ -41,16 +41,18 @@ async function untilGraded(run, before) {
   notice("The label is stored; its grading takes longer than usual. Open the run again later to see it.", "note");
 }
 
+let submitting = false;
+
 async function submit() {
   const { run } = state, before = state.gradings ? state.gradings.gradings.length : 0;
-  element("submit").disabled = true;
-  write(element("submit"), "Submitting …");
+  submitting = true;
+  draw();
   const done = await attempt(async () => {
     const answer = await call("PUT", `ibis/runs/${run.id}/label`);
     notice(`The label of ${answer.image} is stored. The agent's turns are graded against it.`, "note");
   });
-  element("submit").disabled = false;
-  write(element("submit"), "Accept and submit the label");
+  submitting = false;
+  draw();
   if (done) await attempt(() => untilGraded(run, before));
 }
 
@@ -91,11 +93,13 @@ function draw() {
   if (!run) return;
   const kept = gradings !== false, ready = run.ended;
   const { settled, total } = run.progress, missing = total - settled;
-  const unfinished = missing > 0 ? ` ${number(missing)} slices have no answer yet: they are stored as they are.` : "";
+  const unfinished = missing > 0 ? ` ${number(missing)} slices have no answer yet: they are left out.` : "";
   const hint = !kept ? NONE : !ready ? "The agent is still at work. You can submit when it has ended, or stop it."
     : `Accepting stores all targets' masks as the image's final label, and grades the agent's turns by them.${unfinished}`;
   write(element("label-hint"), hint);
-  usable(element("submit"), kept && ready, hint);
+  usable(element("submit"), kept && ready && !submitting, submitting ? "The label is being stored" : hint);
+  write(element("submit"), submitting ? "Submitting …" : "Accept and submit the label");
+  element("label-before").hidden = !(kept && state.images.find(image => image.id === run.image)?.labelled);
   usable(element("reject").querySelector("button"), kept, hint);
   const box = element("gradings");
   if (!gradings) return box.replaceChildren();
@@ -115,6 +119,6 @@ function draw() {
 export function setUpGradings() {
   onPress(element("submit"), submit);
   element("reject").addEventListener("submit", reject);
-  watch(["run", "journal", "gradings", "target"], draw);
+  watch(["run", "journal", "gradings", "target", "images"], draw);
   watch(["run"], () => { if (state.run) attempt(() => refresh(state.run)); });
 }

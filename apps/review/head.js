@@ -1,7 +1,7 @@
 /** The head of a run: what was asked, how far it is, what may be done with it; and the tabs below. */
 
 import { download, resume, stop } from "./actions.js";
-import { element, make, onPress, pressed, usable, write } from "./dom.js";
+import { element, make, onPress, pressed, reveal, usable, write } from "./dom.js";
 import { chooseTarget } from "./open.js";
 import { set, state, watch } from "./state.js";
 import { STATUS, sentence } from "./words.js";
@@ -26,10 +26,10 @@ function draw() {
   const answer = run.error && run.status !== "cancelled" ? run.error : run.ended ? run.answer : going;
   write(element("run-answer"), [answer, ...run.notes].filter(Boolean).map(sentence).join(" "));
   element("run-answer").classList.toggle("bad", run.status === "failed");
-  element("stop").hidden = run.ended;
+  reveal(element("stop"), !run.ended);
   usable(element("stop"), !run.stopping, "The run stops at its next turn");
   write(element("stop"), run.stopping ? "Stopping …" : "Stop");
-  element("resume").hidden = !RESUMABLE.includes(run.status);
+  reveal(element("resume"), RESUMABLE.includes(run.status));
   element("trace").href = `../ibis/runs/${run.id}/trace.html?target=${state.target}`;
   element("trace").hidden = !run.ended || run.status === "failed";
   usable(element("download"), run.planned.length > 0, "There is no mask yet");

@@ -2,8 +2,10 @@
 
 import { click, goOn, hindrance, stop, toggleLock, undo } from "./actions.js";
 import { element, make, onPress, word } from "./dom.js";
+import { clearNotices, keepFree } from "./notices.js";
 import { choosePlane, goTo } from "./open.js";
 import { stepBy, togglePlay } from "./playback.js";
+import { characterKeys } from "./settings.js";
 import { set, state } from "./state.js";
 import { chooseMode, nextWindow, toggle } from "./tools.js";
 import { fit, planeOf, zoomBy } from "./viewport.js";
@@ -50,7 +52,7 @@ const KEYS = [
 ];
 const ACTS = new Map(KEYS.flatMap(([keys, , , act]) => keys.map(key => [key, act])));
 const CLICKS = "On the picture in a click mode: arrows move a crosshair (Shift: ten pixels), Enter clicks there, Escape ends " +
-  "the mode. A round mark is the agent's click, a square one yours; each carries the number of its turn.";
+  "the mode and closes messages. A round mark is the agent's click, a square one yours; each carries the number of its turn.";
 /** Elements that use keys themselves. */
 const TYPING = "input:not([type=range]), textarea, select, dialog[open]";
 
@@ -59,6 +61,9 @@ function showHelp() {
   if (!dialog.open) dialog.showModal();
 }
 
+/** Whether a key that writes a character may be one: who dictates, or hits keys by mistake, can switch those off. */
+const writes = key => key.length === 1 && key !== " ";
+
 /** In a click mode arrows on the picture move the crosshair, Enter clicks. True when the key was for it. */
 function crosshair(event) {
   if (state.mode === "browse" || document.activeElement !== element("stage")) return false;
@@ -66,7 +71,9 @@ function crosshair(event) {
   const at = state.crosshair ?? { x: 0.5, y: 0.5 }, plane = planeOf();
   if (event.key in steps && plane) {
     const [dx, dy] = steps[event.key], far = event.shiftKey ? 10 : 1, clamp = value => Math.min(0.9999, Math.max(0, value));
-    set({ crosshair: { x: clamp(at.x + dx * far / plane.width), y: clamp(at.y + dy * far / plane.height) } });
+    const moved = { x: clamp(at.x + dx * far / plane.width), y: clamp(at.y + dy * far / plane.height) };
+    set({ crosshair: moved });
+    keepFree(moved.y < 0.5);
     return true;
   }
   if (event.key === "Enter" && !hindrance()) {
@@ -85,9 +92,13 @@ function keyed(event) {
     return;
   }
   if (event.ctrlKey || event.metaKey || event.altKey) return;
-  if (event.key === "Escape") return chooseMode("browse");
+  if (event.key === "Escape") {
+    clearNotices();
+    return chooseMode("browse");
+  }
   if (event.target.type === "range" && event.key.startsWith("Arrow")) return;
   if (event.key === " " && event.target.closest("button, a, summary")) return;
+  if (writes(event.key) && !characterKeys.on) return;
   const act = crosshair(event) ? () => {} : ACTS.get(event.key.length === 1 ? event.key.toLowerCase() : event.key);
   if (!act) return;
   event.preventDefault();
@@ -96,10 +107,15 @@ function keyed(event) {
 
 export function setUpKeys() {
   const rows = KEYS.flatMap(([, written, says]) => [make("dt", {}, word("kbd", written)), word("dd", says)]);
+  const choice = make("input", { type: "checkbox", id: "character-keys", checked: characterKeys.on });
+  choice.addEventListener("change", () => { characterKeys.on = choice.checked; });
   element("keys").append(
     make("h2", { id: "keys-title", textContent: "Keys" }),
     make("dl", {}, ...rows),
     word("p", CLICKS, "soft"),
+    make("label", { className: "choice" }, choice, "Letters, digits and signs are keys"),
+    word("p", "Switch them off for dictation, or if you hit keys by mistake. Arrows, Page, Space, Enter, Escape and Ctrl Z " +
+      "stay.", "soft"),
     make("form", { method: "dialog" }, make("button", { className: "main", textContent: "Close" })));
   onPress(element("help"), showHelp);
   document.addEventListener("keydown", keyed);

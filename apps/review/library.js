@@ -4,13 +4,13 @@ import { element, make, pressed, word, write } from "./dom.js";
 import { attempt, notice } from "./notices.js";
 import { openImage, openRun } from "./open.js";
 import { call } from "./server.js";
-import { state, watch } from "./state.js";
+import { set, state, watch } from "./state.js";
 import { STATUS, timeText } from "./words.js";
 
 const LIVELY_MS = 2000, QUIET_MS = 15_000;
 /** Lists longer than this are cut: the filter finds the rest. */
 const LISTED = 300;
-let images = [], runs = [], total = 0, scope = false, timer = 0, reachable = true;
+let runs = [], total = 0, scope = false, timer = 0, reachable = true;
 
 function item(text, under, current, act, ...extra) {
   const button = make("button", { type: "button", className: "item" },
@@ -22,7 +22,7 @@ function item(text, under, current, act, ...extra) {
 }
 
 function drawImages() {
-  const filter = element("images-filter").value.trim().toLowerCase();
+  const { images } = state, filter = element("images-filter").value.trim().toLowerCase();
   const fitting = images.filter(image => `${image.name} ${image.id}`.toLowerCase().includes(filter));
   write(element("images-count"), filter ? `${fitting.length} of ${images.length}` : String(images.length));
   const rows = fitting.slice(0, LISTED).map(image => {
@@ -58,8 +58,7 @@ function replace(list, rows) {
 }
 
 async function refreshImages() {
-  images = (await call("GET", "ibis/images")).images;
-  drawImages();
+  set({ images: (await call("GET", "ibis/images")).images });
 }
 
 async function refreshRuns() {
@@ -100,7 +99,8 @@ export function setUpLibrary() {
   });
   document.addEventListener("visibilitychange", beat);
   let before = "";
-  watch(["image"], () => { drawImages(); drawRuns(); });
+  watch(["image", "images"], drawImages);
+  watch(["image"], drawRuns);
   watch(["run", "journal"], () => {
     const now = `${state.run?.id} ${state.run?.status}`;
     if (now === before || !state.run) return;

@@ -36,8 +36,9 @@ export async function readLink() {
   written = location.hash;
   const run = found.get("run"), image = found.get("image");
   if (run && run === state.run?.id) {
-    set({ target: Math.min(at.target, state.run.targets.length), ...(plane ? { plane } : {}) });
-    if (at.index !== undefined) goTo(at.index, at.turn);
+    const target = Math.min(at.target, state.run.targets.length);
+    set({ target, ...(state.image?.planes[plane] ? { plane } : {}) });
+    goTo(at.index ?? state.index, at.turn);
   } else if (run) {
     await attempt(() => openRun(run, at));
   } else if (image) {

@@ -23,17 +23,21 @@ export async function openImage(id, keep = false) {
 }
 
 async function showImage(id, mine, keep) {
-  if (state.image?.id === id) return;
+  if (state.image?.id === id) return set(placeOn(state.image, true));
   say("The image is loading.");
   const image = await call("GET", `ibis/images/${encodeURIComponent(id)}`);
   if (mine !== opening) return;
   state.slices?.close();
   const failed = error => notice(error.message);
   const slices = new Slices(image, () => set({ arrived: state.arrived + 1 }), failed);
-  const plane = keep && image.planes[state.plane] ? state.plane : "axial";
-  const last = image.planes[plane].slices - 1;
-  const index = keep ? Math.min(state.index, last) : Math.floor(last / 2);
-  set({ image, slices, plane, index, window: image.window, zoom: 1, x: 0.5, y: 0.5, crosshair: null, mode: "browse" });
+  const fresh = { window: image.window, zoom: 1, x: 0.5, y: 0.5, crosshair: null, mode: "browse" };
+  set({ image, slices, ...placeOn(image, keep), ...fresh });
+}
+
+/** Plane and slice of an image to show: those of the state as far as it has them (`keep`), else its middle. */
+function placeOn(image, keep) {
+  const plane = keep && image.planes[state.plane] ? state.plane : "axial", last = image.planes[plane].slices - 1;
+  return { plane, index: keep ? Math.min(state.index, last) : Math.floor(last / 2) };
 }
 
 /** Show a run at a place: {target, plane, index, turn}, each of which may be left out. Does not wait for a run that goes on. */
@@ -46,7 +50,7 @@ export async function openRun(id, at = {}, follow = false) {
   const target = Math.min(at.target ?? 1, run.targets.length);
   const plane = at.plane ?? run.targets[target - 1].plane;
   set({
-    run, target, plane, form: false, follow, turn: at.turn ?? null, tab: "turns", gradings: null, pending: null, playing: false,
+    run, target, plane, form: false, follow, turn: at.turn ?? null, tab: "turns", gradings: null, playing: false,
     ...(at.index === undefined ? {} : { index: at.index }),
   });
   const blind = error => notice(`The image of this run cannot be shown: ${error.message}`);
@@ -83,20 +87,22 @@ async function keepUp(run, signal, seek) {
   }
 }
 
-/** Take in what has happened to the run since. */
+/** Take in what has happened to the run since. One that goes on is watched as it is. */
 export async function catchUp() {
-  const { run } = state;
-  if (!run) return;
-  watching.abort();
-  watching = new AbortController();
-  await keepUp(run, watching.signal, false);
+  if (state.run.ended) await follow(state.run);
 }
 
-/** As `catchUp`, for a run that goes on: does not wait for its end. */
+/** Watch the run, which the agent works on again; does not wait for its end. */
 export function goOnWatching() {
   state.run.status = "queued";
   set({ journal: state.journal + 1 });
-  catchUp();
+  follow(state.run);
+}
+
+function follow(run) {
+  watching.abort();
+  watching = new AbortController();
+  return keepUp(run, watching.signal, false);
 }
 
 /** Go to the slice on which the target is largest. */

@@ -3,6 +3,7 @@
 import { click } from "./actions.js";
 import { element, write } from "./dom.js";
 import { dragged } from "./grey.js";
+import { keepFree } from "./notices.js";
 import { goTo } from "./open.js";
 import { set, state } from "./state.js";
 import { moveBy, planeOf, pointAt, shown, zoomBy } from "./viewport.js";
@@ -47,6 +48,8 @@ function down(event) {
 
 function move(event) {
   readOut(event);
+  const room = stage.getBoundingClientRect();
+  keepFree(event.clientY < room.top + room.height / 2);
   if (!drag) return;
   const dx = event.clientX - drag.x, dy = event.clientY - drag.y;
   if (!drag.far && Math.hypot(dx, dy) < CLICK_PX) return;

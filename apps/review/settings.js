@@ -1,4 +1,4 @@
-/** What this browser remembers: the user's name, the theme; and until the tab closes the token. */
+/** What this browser remembers: the user's name, the theme, whether characters are keys; and until the tab closes the token. */
 
 import { element, write } from "./dom.js";
 import { set, state } from "./state.js";
@@ -8,6 +8,12 @@ const THEMES = { auto: "Theme: system", light: "Theme: light", dark: "Theme: dar
 export const identity = {
   get user() { return localStorage.getItem("ibis-user") ?? ""; },
   get token() { return sessionStorage.getItem("ibis-token") ?? ""; },
+};
+
+/** Whether keys that write a character do something (WCAG 2.1.4). */
+export const characterKeys = {
+  get on() { return localStorage.getItem("ibis-character-keys") !== "off"; },
+  set on(is) { localStorage.setItem("ibis-character-keys", is ? "on" : "off"); },
 };
 
 function showTheme() {

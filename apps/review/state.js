@@ -31,8 +31,10 @@ export const state = {
   y: 0.5,
   /** Where a click by key would go, 0..1; null until it is used. */
   crosshair: null,
-  /** A click on its way: {target, index, x, y, positive}. */
-  pending: null,
+  /** The clicks on their way: {run (its id), target, index, x, y, positive}. */
+  pending: [],
+  /** The server's images: {id, name, labelled}. */
+  images: [],
   /** What the server says of gradings: null before it was asked, false when it keeps none. */
   gradings: null,
   tab: "turns",

@@ -83,7 +83,11 @@ function draw() {
   const list = element("turns");
   const complete = list.children.length === (one?.steps.length ?? 0);
   const same = key.length > 0 && key.length === drawn.length && key.every((part, i) => part === drawn[i]) && complete;
-  if (!same) list.replaceChildren(...(one?.steps ?? []).map((step, i) => turnItem(one, step, i)));
+  if (!same) {
+    const focus = [...list.children].findIndex(row => row.contains(document.activeElement));
+    list.replaceChildren(...(one?.steps ?? []).map((step, i) => turnItem(one, step, i)));
+    list.children[focus]?.querySelector("button").focus({ preventScroll: true });
+  }
   drawn = key;
   const at = state.turn === null ? -1 : place(), moved = at !== shownAt || !same;
   shownAt = at;

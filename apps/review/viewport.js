@@ -149,9 +149,9 @@ function marks(at) {
       if (!step.undone || i === last) mark(step.action, String(step.turn), step.actor, i === last, at, step.undone);
     });
   }
-  const { pending } = state;
-  if (pending?.index === state.index && pending.target === state.target) {
-    mark({ kind: pending.positive ? "positive" : "negative", ...pending }, "…", "annotator", true, at, false);
+  for (const { run, target: number, index, x, y, positive } of state.pending) {
+    const here = run === state.run?.id && number === state.target && index === state.index && state.plane === target().plane;
+    if (here) mark({ kind: positive ? "positive" : "negative", x, y }, "…", "annotator", true, at, false);
   }
   if (state.crosshair && state.mode !== "browse") crosshair(at);
 }

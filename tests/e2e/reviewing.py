@@ -1,11 +1,20 @@
 """Driving the review page in a real browser."""
 
+import gzip
+import re
 import shutil
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+import httpx
+import nibabel
+import numpy as np
 import pytest
+
+from lib.imaging.phantom import Phantom
+from lib.imaging.planes import Plane, ViewGrid, VoxelIndex
+from tests.e2e.conftest import voxel_in
 
 FLAGS = (
     "--no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking --disable-component-update "
@@ -31,6 +40,14 @@ _SCROLL = """async () => {
     await frame();
   }
   return { slices: painted, seconds: (performance.now() - began) / 1000, longest: longest / 1000 };
+}"""
+
+_SLOW = """() => {
+  const before = window.fetch;
+  window.fetch = async (address, options) => {
+    if (options?.method === "POST") await new Promise(resolve => setTimeout(resolve, 500));
+    return before(address, options);
+  };
 }"""
 
 
@@ -96,6 +113,14 @@ class Reviewer:
         self.page.click("#start")
         self.until("document.getElementById('run-title').textContent !== '' && !document.getElementById('run').hidden")
 
+    def run_id(self) -> str:
+        self.until("location.hash.includes('run=')")
+        return re.search(r"run=([0-9a-f]{16})", self.page.url)[1]
+
+    def slow(self) -> None:
+        """From now on every change takes half a second longer to reach the server."""
+        self.page.evaluate(_SLOW)
+
     def until_status(self, *words: str) -> None:
         self.until(f"{list(words)!r}.includes(document.getElementById('run-status').textContent)")
 
@@ -122,6 +147,40 @@ class Reviewer:
         self.page.mouse.click(left + x * int(width) * scale, top + y * int(height) * scale)
         for key in modifiers:
             self.page.keyboard.up(key)
+
+
+def mask(http: httpx.Client, key: str) -> np.ndarray:
+    """A run's mask `[i, j, k]`, as the server gives it."""
+    answer = http.get(f"/ibis/runs/{key}/mask?format=nii.gz").raise_for_status()
+    return np.asarray(nibabel.Nifti1Image.from_bytes(gzip.decompress(answer.content)).dataobj)
+
+
+def steps_of(http: httpx.Client, key: str, index: int) -> list[dict]:
+    """The turns of a slice of a run, as its trace has them."""
+    slices = http.get(f"/ibis/runs/{key}/trace").raise_for_status().json()["slices"]
+    return next(one["steps"] for one in slices if one["index"] == index)
+
+
+def labelled(http: httpx.Client) -> list[str]:
+    """The images with a final label."""
+    return [one["id"] for one in http.get("/ibis/images").json()["images"] if one["labelled"]]
+
+
+def view_point(phantom: Phantom, voxel: list[int]) -> tuple[int, float, float]:
+    """The axial slice of a voxel, and its place in the view, 0..1."""
+    index, point = ViewGrid(phantom.volume, Plane.AXIAL).to_view(VoxelIndex(*voxel))
+    return index, point.x, point.y
+
+
+def finished(reviewer: Reviewer, phantom: Phantom, prompt: str = "liver") -> tuple[str, int]:
+    """A run of one slice of the image `ct`, shown at its end; and the slice."""
+    index, _, _ = view_point(phantom, voxel_in(phantom.labels[prompt]))
+    reviewer.open()
+    reviewer.choose("ct")
+    reviewer.start(prompt, slices=str(index))
+    reviewer.until_status("complete")
+    reviewer.go_to(index)
+    return reviewer.run_id(), index
 
 
 def scroll_rate(reviewer: Reviewer, image: str, plane: int = 1) -> tuple[float, float]:

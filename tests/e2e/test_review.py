@@ -1,8 +1,5 @@
 """The review page in a real browser, on a real server: watch, stop, correct, accept; with keyboard, light and dark."""
 
-import gzip
-import re
-
 import httpx
 import nibabel
 import numpy as np
@@ -10,10 +7,10 @@ import pytest
 
 from lib.imaging.masks import write_volume
 from lib.imaging.phantom import make_phantom
-from lib.imaging.planes import Plane, ViewGrid, VoxelIndex
+from lib.imaging.planes import Plane, ViewGrid
 from lib.server.process import ServerProcess
 from tests.e2e.conftest import voxel_in
-from tests.e2e.reviewing import Reviewer, browser, first_paint, scroll_rate
+from tests.e2e.reviewing import Reviewer, browser, finished, first_paint, mask, scroll_rate, view_point
 
 pytestmark = pytest.mark.e2e
 
@@ -57,32 +54,6 @@ def http(server, request):
         yield client
 
 
-def run_id(reviewer: Reviewer) -> str:
-    reviewer.until("location.hash.includes('run=')")
-    return re.search(r"run=([0-9a-f]{16})", reviewer.page.url)[1]
-
-
-def mask(http, key: str) -> np.ndarray:
-    answer = http.get(f"/ibis/runs/{key}/mask?format=nii.gz").raise_for_status()
-    return np.asarray(nibabel.Nifti1Image.from_bytes(gzip.decompress(answer.content)).dataobj)
-
-
-def view_point(ct, voxel: list[int]) -> tuple[int, float, float]:
-    index, point = ViewGrid(ct.volume, Plane.AXIAL).to_view(VoxelIndex(*voxel))
-    return index, point.x, point.y
-
-
-def finished(reviewer: Reviewer, ct, prompt: str = "liver") -> tuple[str, int]:
-    """A run of one slice, at its end, and the slice."""
-    index, _, _ = view_point(ct, voxel_in(ct.labels[prompt]))
-    reviewer.open()
-    reviewer.choose("ct")
-    reviewer.start(prompt, slices=str(index))
-    reviewer.until_status("complete")
-    reviewer.go_to(index)
-    return run_id(reviewer), index
-
-
 def test_a_run_is_watched_turn_by_turn_and_stopped(reviewer, http):
     reviewer.open()
     reviewer.choose("ct")
@@ -99,7 +70,7 @@ def test_a_run_is_watched_turn_by_turn_and_stopped(reviewer, http):
     assert any(len(one[4]) > 20 for one in seen.values())
     reviewer.page.click("#stop")
     reviewer.until_status("stopped")
-    assert http.get(f"/ibis/runs/{run_id(reviewer)}").json()["status"] == "cancelled"
+    assert http.get(f"/ibis/runs/{reviewer.run_id()}").json()["status"] == "cancelled"
     reviewer.page.click("#resume")
     reviewer.until_status("running", "waiting")
     reviewer.page.keyboard.press("s")
