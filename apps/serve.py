@@ -49,13 +49,16 @@ def serve(
     import os
 
     from lib.engines.build import OPTIONS, EngineOptions, build_engine
+    from lib.server.pacs.settings import check_address
 
+    remote = studies.startswith(("http://", "https://"))
+    if remote:
+        check_address(studies)
     settings = _settings(conf or [], (*OPTIONS, *_CONF))
     if engine:
         settings["engine"] = engine
     with console.status("Starting the engine"):
         built = build_engine(EngineOptions(**{option: settings[option] for option in OPTIONS if option in settings}))
-    remote = studies.startswith(("http://", "https://"))
     if not remote and not (studies.strip() and Path(studies).is_dir()):
         raise InputError(f"{studies} is not a folder; give a folder with images, or a DICOMweb URL", "studies")
     if host not in _LOOPBACK and not os.environ.get("IBIS_TOKEN") and settings.get("auth") != "none":

@@ -100,15 +100,16 @@ def write_seg(
             software_versions=version,
             device_serial_number="0",
             content_label="SEGMENTATION",
-            content_description=series_description[:64],
+            content_description=_plain(series_description),
             content_creator_name=_person(creator),
-            series_description=series_description[:64],
+            series_description=_plain(series_description),
             transfer_syntax_uid=ExplicitVRLittleEndian,
             omit_empty_frames=True,
         )
     except (AttributeError, IndexError, KeyError, TypeError, ValueError) as error:
         raise InputError(f"a DICOM SEG of this series cannot be written, its headers are not complete: {error}") from error
     _restore_frame_numbers(segmentation, volume)
+    segmentation.SpecificCharacterSet = "ISO_IR 192"  # UTF-8 (PS3.3 C.12.1.1.2): names are in any language
     with replacing(path) as temporary:
         segmentation.save_as(temporary)
 
@@ -181,9 +182,14 @@ def _triple(item: Dataset, keyword: str) -> CodeTriple | None:
     return (str(value), str(code.get("CodingSchemeDesignator", "")), str(code.get("CodeMeaning", "")))
 
 
+def _plain(text: str, most: int | None = 64) -> str:
+    """A text as one value of VR LO (PS3.5 6.2): without what separates values, controls or is no character."""
+    return re.sub(r"[\\\x00-\x1f\x7f\ud800-\udfff]", " ", text)[:most]
+
+
 def _person(name: str) -> str:
     """A name as DICOM writes it (PS3.5 6.2.1): one component, without what separates components."""
-    plain = re.sub(r"[\\^=\x00-\x1f]+", " ", name).strip()[:60]
+    plain = re.sub(r"[\^=]+", " ", _plain(name)).strip()[:60]
     return f"{plain}^" if plain else ""
 
 
@@ -272,15 +278,15 @@ def _description(segment: Segment, series_uid: str, version: str) -> Any:
     kinds = highdicom.seg.SegmentAlgorithmTypeValues
     description = highdicom.seg.SegmentDescription(
         segment_number=segment.number,
-        segment_label=segment.name[:64],
+        segment_label=_plain(segment.name),
         segmented_property_category=Code(*category),
         segmented_property_type=Code(*code),
         algorithm_type=kinds.AUTOMATIC if segment.automatic else kinds.SEMIAUTOMATIC,
         algorithm_identification=highdicom.AlgorithmIdentificationSequence(
-            name=segment.algorithm[:64], family=Code("123110", "DCM", "Artificial Intelligence"), version=version
+            name=_plain(segment.algorithm), family=Code("123110", "DCM", "Artificial Intelligence"), version=version
         ),
-        tracking_uid=segment.tracking_uid or generate_uid(entropy_srcs=["IBIS Label", series_uid, segment.name]),
-        tracking_id=segment.name[:64],
+        tracking_uid=segment.tracking_uid or generate_uid(entropy_srcs=["IBIS Label", series_uid, _plain(segment.name, None)]),
+        tracking_id=_plain(segment.name),
     )
     if segment.modifier is not None:
         modifier = highdicom.sr.CodedConcept(*segment.modifier)

@@ -21,6 +21,8 @@ from lib.server.store import StudiesDatastore
 
 _MOST = 64
 """Slices of one answer."""
+_MOST_BYTES = 16 * 1024**2
+"""Of one answer with several slices."""
 
 
 class ImageItem(BaseModel):
@@ -139,7 +141,8 @@ def image_routes(app: MONAILabelApp, volumes: VolumeCache) -> APIRouter:
     @router.get(
         "/{image}/slices/{plane}/{first}",
         summary="Slices before any window, as raw bytes",
-        description="`count` views from slice `first` on, fewer at the end: `[slice, row, column]`, int16 little-endian, or "
+        description="`count` views from slice `first` on, fewer at the end and where they are large (`X-IBIS-Shape` says how "
+        "many): `[slice, row, column]`, int16 little-endian, or "
         "`[slice, row, column, 3]` bytes of RGB for a colour picture. Size and meaning of the numbers: `GET /ibis/images/ID`. "
         "Pixels are square, as the agent's views are: points and masks of a run lie on them without any change.",
         response_class=Response,
@@ -159,9 +162,10 @@ def image_routes(app: MONAILabelApp, volumes: VolumeCache) -> APIRouter:
         volume = volume_of(image)
         grid = ViewGrid(volume, plane)
         grid.check(first)
-        number = min(count, grid.slice_count - first)
-        tag = f'"{volume.content_hash}-{plane.value}-{first}-{number}"'
         width, height = grid.size
+        each = width * height * (2 if volume.colour is None else 3)
+        number = min(count, grid.slice_count - first, max(1, _MOST_BYTES // each))
+        tag = f'"{volume.content_hash}-{plane.value}-{first}-{number}"'
         headers = {
             "ETag": tag,
             "Cache-Control": "private, no-cache",

@@ -11,16 +11,21 @@ import functools
 import json
 import logging
 import os
+import shutil
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 from monailabel.datastore.local import DataModel, ImageLabelModel, LocalDatastore
+from monailabel.interfaces.datastore import DefaultLabelTag
+from monailabel.interfaces.exception import ImageNotFoundException
 
-from lib.errors import InputError
+from lib.errors import ImageError, InputError
+from lib.imaging.cache import ImageRef, VolumeCache
 from lib.imaging.files import fingerprint, replacing
+from lib.imaging.labelmaps import load_labels
 from lib.imaging.load import load_volume
 from lib.imaging.masks import write_volume
 from lib.server.series import StoredSeries, candidates, find_series
@@ -28,6 +33,7 @@ from lib.server.series import StoredSeries, candidates, find_series
 logger = logging.getLogger(__name__)
 
 PRIVATE = ".ibis"
+FINAL = str(DefaultLabelTag.FINAL.value)
 RESCAN_S = 5.0
 _CONVERTED = ".nrrd"
 _LOCKED = (
@@ -66,6 +72,27 @@ class Table(LocalDatastore):
             draft.write_text(text, encoding="utf-8")
         self._config_ts = os.stat(self._datastore_config_path).st_mtime
 
+    def _keep_label(self, image_id: str, label: Path, tag: str, info: Mapping[str, Any]) -> str:
+        """As the stock `save_label`, but the old label stays whole until the new one is, and not beside it.
+
+        The id of the label. Raises ImageNotFoundException for an unknown image.
+        """
+        suffix = self._to_id(label.name)[1]
+        with self._table_lock:
+            entry = self._datastore.objects.get(image_id)
+            if entry is None:
+                raise ImageNotFoundException(f"Image {image_id} not found")
+            target = Path(self._datastore.label_path(tag), self._filename(image_id, suffix))
+            target.parent.mkdir(parents=True, exist_ok=True)
+            with replacing(target) as draft:
+                shutil.copy(label, draft)
+            before = entry.labels.get(tag)
+            entry.labels[tag] = DataModel(info={**info, "ts": int(time.time()), "name": target.name}, ext=suffix)
+            self._update_datastore_file()
+            if before is not None and before.ext != suffix:
+                target.with_name(self._filename(image_id, before.ext)).unlink(missing_ok=True)
+        return image_id
+
 
 def _locked(method: Callable[..., Any]) -> Callable[..., Any]:
     @functools.wraps(method)
@@ -83,8 +110,11 @@ for _name in _LOCKED:
 class StudiesDatastore(Table):
     """`LocalDatastore` plus the DICOM series below its folder."""
 
-    def __init__(self, folder: str, extensions: list[str], auto_reload: bool, read_only: bool):
+    def __init__(
+        self, folder: str, extensions: list[str], auto_reload: bool, read_only: bool, volumes: VolumeCache | None = None
+    ):
         self._root = Path(folder)
+        self._volumes = volumes or VolumeCache(0)
         self._suffixes = tuple(extension.replace("*", "") for extension in extensions)
         self._series: dict[str, StoredSeries] = {}
         self._looked = 0.0
@@ -159,6 +189,24 @@ class StudiesDatastore(Table):
         if image_id in self._series:
             raise InputError(f"{image_id!r} is a DICOM series: remove its files from the studies folder", "id")
         super().remove_image(image_id)
+
+    def save_label(self, image_id: str, label_filename: str, label_tag: str, label_info: dict[str, Any]) -> str:
+        """Keep a label.
+
+        Raises ImageNotFoundException for an unknown image, InputError for a final label that is no label map on its image's
+        grid, and then the earlier one stays.
+        """
+        label = Path(label_filename)
+        if label_tag == FINAL:
+            series = self._series.get(image_id)
+            image = ImageRef(series.folder, series.uid) if series else ImageRef(Path(self.get_image_uri(image_id)))
+            if series or image.path.is_file():
+                volume = self._volumes.get(image)
+                try:
+                    load_labels(label, volume)
+                except ImageError as error:
+                    raise InputError(f"the label cannot be used: {error.message}", "label") from error
+        return self._keep_label(image_id, label, label_tag, label_info or {})
 
     def _converted(self, image_id: str, series: StoredSeries) -> Path:
         return self._root / PRIVATE / "volumes" / f"{image_id}.{fingerprint(candidates(series.folder))}{_CONVERTED}"

@@ -141,3 +141,21 @@ def test_real_series_without_uids_is_refused(data: Path, tmp_path: Path) -> None
     volume = load_volume(data / "dicom_ct_j2k_ts/series")
     with pytest.raises(InputError, match="cannot refer to this series"):
         write_seg(tmp_path / "out.dcm", (volume.data > 100).astype(np.uint8), volume, SEGMENTS[:1], "x")
+
+
+@pytest.mark.parametrize(
+    ("charset", "patient"), [("ISO_IR 100", "Müller^Jürgen"), ("ISO_IR 192", "山田^太郎"), (None, "Smith")]
+)
+def test_names_in_any_language(tmp_path: Path, charset: str | None, patient: str) -> None:
+    extra = {"PatientName": patient} if charset is None else {"SpecificCharacterSet": charset, "PatientName": patient}
+    volume = load_volume(write_series(Recipe(), tmp_path / "series", **extra))
+    segments = [Segment(1, "肝臓", 1), Segment(2, "a\\b\nc", 7), Segment(3, "é\ud800" + "x" * 70, 9)]
+    labels = some_labels(volume)
+    labels[0, 0, 0] = 9
+    write_seg(tmp_path / "out.dcm", labels, volume, segments, "IBIS Label: 肝臓, a\\b", creator="Jürgen 肝")
+    seg = pydicom.dcmread(tmp_path / "out.dcm")
+    assert [segment.SegmentLabel for segment in seg.SegmentSequence] == ["肝臓", "a b c", "é " + "x" * 62]
+    assert [segment.TrackingID for segment in seg.SegmentSequence] == ["肝臓", "a b c", "é " + "x" * 62]
+    assert str(seg.ContentCreatorName) == "Jürgen 肝^"
+    assert seg.SeriesDescription == "IBIS Label: 肝臓, a b"
+    assert str(seg.PatientName) == patient

@@ -1,13 +1,18 @@
 """Series fetched from a PACS: whole or not at all, going on where it stopped, following a series that grows."""
 
+import os
+import threading
+import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
 import pytest
+from filelock import FileLock
 
 from lib.imaging.load import load_volume
 from lib.imaging.phantom import make_phantom, write_series
+from lib.server.pacs import downloads as module
 from lib.server.pacs.catalogue import ImageSeries
 from lib.server.pacs.downloads import Downloads
 from lib.server.pacs.web import DicomWeb, PacsError
@@ -111,3 +116,75 @@ def test_several_requests_at_once_fetch_it_once(pacs, image, tmp_path):
         folders = set(pool.map(lambda number: here[number % 2].get(image), range(6)))
     assert len(folders) == 1
     assert pacs.count("GET", "/instances/") == len(pacs.held)
+
+
+def test_a_silent_pacs_keeps_a_few_waiting_and_not_long(pacs, image, tmp_path, monkeypatch):
+    monkeypatch.setattr(module, "_WAITING", 4)
+    pacs.silent_s = 30
+    here = downloads(pacs, tmp_path / "dicom")
+    answers: list[tuple[float, str]] = []
+
+    def ask() -> None:
+        began = time.monotonic()
+        with pytest.raises(PacsError) as error:
+            here.get(image)
+        answers.append((time.monotonic() - began, str(error.value)))
+
+    threads = [threading.Thread(target=ask) for _ in range(10)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(answers) == 10
+    assert max(waited for waited, _ in answers) < 2.5, "one attempt of a second; who waited for it fails with it"
+    assert pacs.count("GET", "instances") == 1
+
+
+def test_no_more_than_so_many_wait(pacs, image, tmp_path, monkeypatch):
+    monkeypatch.setattr(module, "_WAITING", 1)
+    pacs.silent_s = 30
+    here = downloads(pacs, tmp_path / "dicom")
+    with ThreadPoolExecutor(1) as pool:
+        first = pool.submit(here.get, image)
+        time.sleep(0.3)
+        began = time.monotonic()
+        with pytest.raises(PacsError, match="ask again later"):
+            here.get(image)
+        assert time.monotonic() - began < 0.3
+        assert isinstance(first.exception(), PacsError)
+    pacs.silent_s = 0
+    assert here.get(image).is_dir()
+
+
+def test_another_process_that_fetches_for_ever_is_not_waited_for(pacs, image, tmp_path):
+    here = downloads(pacs, tmp_path / "dicom")
+    (tmp_path / "dicom").mkdir()
+    with FileLock(tmp_path / "dicom" / f"{image.uid}.lock"), pytest.raises(PacsError, match="nothing comes"):
+        here.get(image)
+
+
+def test_a_slow_fetch_is_waited_for_while_images_come(pacs, image, tmp_path):
+    pacs.silent_s = 0.3
+    here = downloads(pacs, tmp_path / "dicom", expiry_s=60)
+    with ThreadPoolExecutor(2) as pool:
+        began = time.monotonic()
+        first = pool.submit(here.get, image)
+        time.sleep(0.1)
+        second = pool.submit(here.get, image)
+        assert first.result() == second.result()
+    assert time.monotonic() - began > 1.5, "longer than one answer may take"
+
+
+def test_superseded_folders_go_when_no_run_can_need_them(pacs, image, tmp_path):
+    here = downloads(pacs, tmp_path / "dicom")
+    folders = [here.get(image)]
+    os.utime(folders[0], (1, 1))
+    for uid in list(pacs.held)[-2:]:
+        pacs.remove(uid)
+        folders.append(here.get(image))
+    assert all(folder.is_dir() for folder in folders), "a run may have begun just before"
+    os.utime(folders[0], (1, 1))
+    (folders[1].parent / ".half").mkdir()
+    assert here.get(image) == folders[2]
+    assert [folder.is_dir() for folder in folders] == [False, True, True]
+    assert {path.name for path in folders[1].parent.iterdir()} == {"current", folders[1].name, folders[2].name}

@@ -90,7 +90,7 @@ def test_a_label_is_delivered_and_only_its_record_stays(outbox, pacs, label, tmp
     assert str(seg.ContentCreatorName) == "ann^"
     assert outbox.shown(key)["state"] == "delivered"
     assert [path.name for path in (tmp_path / "outbox").iterdir()] == [f"{key}.json"]
-    assert outbox.ours() == {seg.SOPInstanceUID}
+    assert outbox.ours().keys() == {seg.SOPInstanceUID}
     outbox.deliver_due()
     assert pacs.count("POST", "studies") == 1
 
@@ -180,7 +180,7 @@ def test_what_is_no_label_is_refused_at_once(outbox, tmp_path):
     (tmp_path / "junk.nrrd").write_bytes(b"junk")
     key = put(outbox, tmp_path / "junk.nrrd")
     assert outbox.get(key).state is Delivery.REFUSED
-    assert "cannot be read" in outbox.get(key).error
+    assert "cannot be used" in outbox.get(key).error
 
 
 def test_a_label_waits_for_an_image_that_is_not_here(pacs, label, tmp_path, volume, clock):
@@ -269,3 +269,36 @@ def test_two_processes_with_one_folder_send_a_label_once(outbox, pacs, label, vo
     other.deliver_due()
     assert other.get(key).state is Delivery.DELIVERED
     assert pacs.count("POST", "studies") == 1
+
+
+FULL = (
+    409,
+    '{"00081198": {"vr": "SQ", "Value": [{"00081155": {"vr": "UI", "Value": ["INSTANCE"]},'
+    ' "00081197": {"vr": "US", "Value": [42752]}}]}}',
+)
+
+
+def test_a_series_that_the_pacs_does_not_know_yet_is_sent(outbox, pacs, label, clock):
+    pacs.stop()
+    key = put(outbox, label)
+    outbox.deliver_due()
+    pacs.start()
+    pacs.fault = lambda method, path: (404, '{"message": "no such series"}') if path.endswith("/instances") else None
+    clock.now += 10
+    outbox.deliver_due()
+    assert outbox.get(key).state is Delivery.DELIVERED
+    assert len(pacs.segs()) == 1
+
+
+@pytest.mark.parametrize("answer", [FULL, (404, "default backend")])
+def test_a_full_disk_or_a_gateway_is_no_refusal_for_good(outbox, pacs, label, clock, answer):
+    key = put(outbox, label)
+    status, body = answer[0], answer[1].replace("INSTANCE", outbox.get(key).instance)
+    pacs.fault = lambda method, path: (status, body)
+    outbox.deliver_due()
+    assert outbox.get(key).state is Delivery.QUEUED
+    assert outbox.get(key).error
+    pacs.fault = lambda method, path: None
+    clock.now += 10
+    outbox.deliver_due()
+    assert outbox.get(key).state is Delivery.DELIVERED

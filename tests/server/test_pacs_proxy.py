@@ -1,16 +1,28 @@
 """The proxy for OHIF, and the PACS's page of the API."""
 
 import logging
+import socket
+import threading
+import time
+from contextlib import contextmanager
 
 import httpx
 import pytest
+import uvicorn
 from fastapi import FastAPI
 from starlette.testclient import TestClient
 
+from lib.imaging.cache import VolumeCache
 from lib.imaging.phantom import make_phantom, write_series
+from lib.server.pacs import proxy
 from lib.server.pacs.build import WithoutQuery
+from lib.server.pacs.datastore import PacsDatastore
+from lib.server.pacs.poller import Poller
 from lib.server.pacs.proxy import proxy_routes
+from lib.server.pacs.routes import pacs_routes
+from lib.server.pacs.settings import pacs_settings
 from lib.server.pacs.web import DicomWeb
+from lib.server.process import free_port
 from tests.server.fakepacs import FakePacs
 from tests.server.test_pacs_web import ids
 
@@ -130,3 +142,71 @@ def test_the_access_log_names_no_patients():
     record.args = ("127.0.0.1:1", "GET", "/proxy/dicom/qido/studies?PatientName=MILLER", "1.1", 200)
     assert WithoutQuery().filter(record)
     assert "MILLER" not in record.getMessage()
+
+
+def test_what_the_pacs_sends_does_not_run_as_a_page_of_this_server(browser, pacs):
+    pacs.fault = lambda method, path: (200, "<script>alert(1)</script>")
+    headers = browser.get("/proxy/dicom/studies/1.2.3").headers
+    assert headers["x-content-type-options"] == "nosniff"
+    assert headers["content-security-policy"] == "sandbox; default-src 'none'"
+
+
+@contextmanager
+def served(web: DicomWeb):
+    """The proxy on a real socket: its port."""
+    app = FastAPI()
+    app.include_router(proxy_routes(web, lambda: None))
+    port = free_port()
+    server = uvicorn.Server(uvicorn.Config(app, port=port, log_level="critical", timeout_graceful_shutdown=1))
+    thread = threading.Thread(target=server.run, daemon=True)
+    thread.start()
+    while not server.started:
+        time.sleep(0.02)
+    yield port
+    server.should_exit = True
+    thread.join()
+
+
+def stalled(port: int) -> socket.socket:
+    """A browser that asks for something large and takes only its beginning."""
+    connection = socket.create_connection(("127.0.0.1", port))
+    connection.sendall(b"GET /proxy/dicom/studies/1.2.3 HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n")
+    connection.recv(10)
+    return connection
+
+
+def test_a_browser_that_takes_nothing_is_hung_up_on(pacs, monkeypatch):
+    monkeypatch.setattr(proxy, "LIMITS", httpx.Limits(max_connections=1))
+    pacs.fault = lambda method, path: (200, "x" * 2**25) if path == "studies/1.2.3" else None
+    web = DicomWeb(pacs.url)
+    web.timeout = httpx.Timeout(5, read=1, pool=0.3)
+    with served(web) as port, stalled(port):
+        url = f"http://127.0.0.1:{port}/proxy/dicom/studies"
+        busy = httpx.get(url)
+        assert (busy.status_code, "too many" in busy.json()["detail"]) == (503, True)
+        time.sleep(1.5)
+        assert httpx.get(url).status_code == 200
+
+
+@pytest.mark.parametrize("query", [b"PatientName=A#B", b"PatientName=M\xc3\xbcller"])
+def test_a_query_that_is_not_encoded_is_no_error_of_the_server(pacs, query):
+    with served(DicomWeb(pacs.url, timeout_s=1)) as port, socket.create_connection(("127.0.0.1", port)) as connection:
+        connection.sendall(b"GET /proxy/dicom/studies?" + query + b" HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n")
+        assert int(connection.recv(100).split()[1]) in (200, 400, 422)
+
+
+def test_the_page_of_the_pacs_shows_as_many_labels_as_asked_for(pacs, tmp_path):
+    settings = pacs_settings({}).model_copy(update={"timeout_s": 1.0})
+    store = PacsDatastore(DicomWeb(pacs.url, timeout_s=1), tmp_path, settings, {}, VolumeCache(1))
+    (tmp_path / "label.nrrd").write_bytes(b"kept")
+    keys = [store.outbox.new_key() for _ in range(3)]
+    for key in keys:
+        store.outbox.add(key, "1.2.3", tmp_path / "label.nrrd", {}, "ann", now=False)
+    app = FastAPI()
+    app.include_router(pacs_routes(store, Poller(store, 1)))
+    with TestClient(app) as client:
+        items = {limit: client.get(f"/ibis/pacs?limit={limit}").json()["outbox"]["items"] for limit in (0, 2, 100)}
+        assert [len(found) for found in items.values()] == [0, 2, 3]
+        assert [item["id"] for item in items[2]] == keys[:0:-1]
+        assert client.get("/ibis/pacs?limit=-1").status_code == 422
+        assert client.get("/ibis/pacs").json()["waiting"] == []

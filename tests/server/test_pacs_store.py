@@ -1,19 +1,24 @@
 """The datastore of a PACS, and the poller: what is listed, what is kept, what comes back."""
 
+import dataclasses
+import threading
 import time
 from pathlib import Path
 
+import nibabel
 import numpy as np
 import pydicom
 import pytest
 from monailabel.interfaces.exception import ImageNotFoundException
 
+from apps.serve import serve
 from lib.errors import EngineError, InputError
 from lib.imaging.cache import ImageRef, VolumeCache
 from lib.imaging.load import load_volume
 from lib.imaging.masks import write_mask
 from lib.imaging.phantom import make_phantom, write_series
 from lib.imaging.seg import Segment, write_seg
+from lib.server.pacs import datastore
 from lib.server.pacs.build import build_store
 from lib.server.pacs.datastore import PacsDatastore
 from lib.server.pacs.outbox import Delivery
@@ -279,8 +284,9 @@ def test_a_hook_that_fails_gets_it_again(store, pacs, image, volume, tmp_path):
     def busy(found) -> None:
         raise EngineError("busy")
 
-    with pytest.raises(EngineError):
-        Poller(store, 1, busy).look()
+    poller = Poller(store, 1, busy)
+    poller.look()
+    assert list(poller.waiting.values()) == ["busy"]
     arrived: list = []
     Poller(store, 1, arrived.append).look()
     assert len(arrived) == 1
@@ -322,3 +328,162 @@ def test_settings_that_cannot_be(tmp_path, text):
         pacs_settings({"pacs": str(tmp_path / "pacs.yaml")})
     with pytest.raises(InputError):
         pacs_settings({"pacs": str(tmp_path / "nowhere.yaml")})
+
+
+def aged(pacs: FakePacs, volume, path: Path, region: tuple, day: str, operator: str = "Reader") -> str:
+    """A segmentation of others, made on that day; its SOP Instance UID."""
+    foreign(pacs, volume, path, region, operator=operator)
+    dataset = pydicom.dcmread(path)
+    dataset.ContentDate = day
+    return pacs.add(_saved(dataset, path))
+
+
+@pytest.mark.parametrize("answer", [(200, "not json"), 500])
+def test_a_series_that_the_pacs_cannot_describe_hides_nothing_else(store, pacs, image, volume, tmp_path, answer):
+    known = aged(pacs, volume, tmp_path / "a.dcm", np.s_[2:5, 3:6, 1:3], "20200101")
+    store.look()
+    broken = {pydicom.dcmread(tmp_path / "a.dcm").SeriesInstanceUID}
+    for number in range(3):
+        aged(pacs, volume, tmp_path / f"b{number}.dcm", np.s_[2:5, 3:6, 1:3], "20200102")
+        broken.add(pydicom.dcmread(tmp_path / f"b{number}.dcm").SeriesInstanceUID)
+    last = aged(pacs, volume, tmp_path / "c.dcm", np.s_[2:5, 3:6, 1:3], "20200103")
+    pacs.fault = lambda method, path: answer if path.endswith("metadata") and path.split("/")[3] in broken else None
+    for path in (tmp_path / "cache", tmp_path / "empty"):
+        again = opened(pacs, path)
+        again.look()
+        again.look()
+        assert again.list_images() == [image]
+        assert last in again.catalogue.segs
+        assert len(again.catalogue.undescribed) >= 3
+        assert again.web.state.reachable is True
+    assert known in opened(pacs, tmp_path / "cache").catalogue.segs
+    pacs.fault = lambda method, path: None
+    again.look()
+    assert len(again.catalogue.segs) == 5
+    assert again.catalogue.undescribed == {}
+
+
+def test_images_are_there_though_the_pacs_falls_silent_over_segmentations(pacs, image, volume, tmp_path):
+    for number in range(5):
+        foreign(pacs, volume, tmp_path / f"{number}.dcm", np.s_[2:5, 3:6, 1:3])
+    store = opened(pacs, tmp_path / "cache")
+    store.web.timeout = 0.2
+
+    def silent(method: str, path: str) -> None:
+        time.sleep(1.5 if path.endswith("metadata") else 0)
+
+    pacs.fault = silent
+    store.look()
+    assert store.list_images() == [image]
+    assert image in store.json()["objects"]
+    assert pacs.count("GET", "metadata") == 3, "then it is the PACS, not the series"
+    assert store.catalogue.looked == 0
+
+
+def test_a_segmentation_that_cannot_be_had_starves_no_other(store, pacs, image, volume, tmp_path):
+    store.series(image)
+    bad = aged(pacs, volume, tmp_path / "a.dcm", np.s_[2:5, 3:6, 1:3], "20200101", "One")
+    unwanted = aged(pacs, volume, tmp_path / "b.dcm", np.s_[2:5, 3:6, 1:3], "20200102", "Two")
+    aged(pacs, volume, tmp_path / "c.dcm", np.s_[2:5, 3:6, 1:3], "20200103", "Three")
+    pacs.fault = lambda method, path: 500 if bad in path else None
+    arrived: list = []
+
+    def take(found) -> None:
+        if found.seg_uid == unwanted:
+            raise InputError("not this one")
+        arrived.append(found.annotator)
+
+    poller = Poller(store, 1, take)
+    poller.look()
+    assert arrived == ["Three"]
+    assert poller.waiting.keys() == {bad, unwanted}
+    assert poller.waiting[unwanted] == "not this one"
+    pacs.fault = lambda method, path: None
+    poller.look()
+    assert arrived == ["Three", "One"]
+    assert poller.waiting.keys() == {unwanted}
+
+
+def test_an_older_segmentation_does_not_overtake_a_label_that_is_stored_meanwhile(
+    store, pacs, image, label, volume, tmp_path, monkeypatch
+):
+    store.series(image)
+    foreign(pacs, volume, tmp_path / "a.dcm", np.s_[2:5, 3:6, 1:3])
+    writing, go = threading.Event(), threading.Event()
+
+    def slow(*arguments) -> None:
+        writing.set()
+        go.wait(20)
+        write_mask(*arguments)
+
+    monkeypatch.setattr(datastore, "write_mask", slow)
+    poller = threading.Thread(target=Poller(store, 1).look)
+    poller.start()
+    assert writing.wait(20)
+    time.sleep(1.1)
+    store.save_label(image, str(label), "final", INFO)
+    go.set()
+    poller.join()
+    store.outbox.deliver_due()
+    store.look()
+    assert np.array_equal(load_volume(Path(store.get_label_uri(image, "final"))).data, load_volume(label).data)
+
+
+def test_the_label_of_yesterday_does_not_replace_that_of_today_because_it_was_sent_late(store, pacs, image, label, volume):
+    store.series(image)
+    store.save_label(image, str(label), "final", INFO)
+    store.outbox.deliver_due()
+    store.look()
+    (sent,) = store.outbox.items
+    store.outbox._keep(dataclasses.replace(sent, created=sent.created - 86_400))
+    with store._table_lock:
+        entry = store._datastore.objects[image].labels["final"]
+        entry.info = {**entry.info, "outbox": "another", "ts": entry.info["ts"] - 60}
+    pacs.asked.clear()
+    store.get_label_uri(image, "final")
+    assert pacs.count("GET", "/instances/") == 0
+
+
+def test_what_is_no_label_of_the_image_leaves_the_good_one(store, image, label, volume, tmp_path):
+    store.series(image)
+    store.save_label(image, str(label), "final", INFO)
+    other = tmp_path / "other.nii.gz"
+    nibabel.save(nibabel.Nifti1Image(np.ones((5, 5, 5), np.uint8), np.eye(4)), other)
+    (tmp_path / "junk.nrrd").write_bytes(b"junk")
+    for bad, info in ((other, INFO), (tmp_path / "junk.nrrd", INFO), (label, {"label_info": [{"name": "x", "idx": 999}]})):
+        with pytest.raises(InputError):
+            store.save_label(image, str(bad), "final", info)
+    assert len(store.outbox.items) == 1
+    assert np.array_equal(load_volume(Path(store.get_label_uri(image, "final"))).data, load_volume(label).data)
+    mask = (volume.data > 0).astype(np.uint8)
+    nibabel.save(nibabel.Nifti1Image(mask, volume.affine), other)
+    store.save_label(image, str(other), "final", INFO)
+    kept = Path(store.get_label_uri(image, "final"))
+    assert [path.name for path in kept.parent.iterdir()] == [kept.name]
+    assert kept.name.endswith(".nii.gz")
+
+
+def test_nobody_else_may_read_what_is_kept(pacs, tmp_path, image):
+    (tmp_path / "private").mkdir()
+    store = build_store(pacs.url, SETTINGS, tmp_path / "private", VolumeCache(1))
+    assert (tmp_path / "private").stat().st_mode & 0o777 == 0o700
+    assert store._root.stat().st_mode & 0o777 == 0o700
+
+
+@pytest.mark.parametrize("url", ["http://bob:hunter2@127.0.0.1:9/dicom-web", "http://bob:hun#ter2@127.0.0.1:9/dicom-web"])
+def test_a_password_has_no_place_in_an_address(tmp_path, url, capsys):
+    for start in (lambda: build_store(url, SETTINGS, tmp_path, VolumeCache(1)), lambda: serve(url)):
+        with pytest.raises(InputError, match=r"MONAI_LABEL_DICOMWEB_USERNAME.*_PASSWORD") as refusal:
+            start()
+        assert "ter2" not in refusal.value.message + capsys.readouterr().out
+
+
+def test_a_label_of_ours_that_an_older_one_replaced_comes_back(store, pacs, image, label, volume, tmp_path):
+    store.series(image)
+    older = aged(pacs, volume, tmp_path / "a.dcm", np.s_[2:5, 3:6, 1:3], "20200101")
+    store.save_label(image, str(label), "final", INFO)
+    store.outbox.deliver_due()
+    store.look()
+    write_mask(tmp_path / "older.nrrd", np.zeros(volume.data.shape, np.uint8), volume)
+    store._keep_label(image, tmp_path / "older.nrrd", "final", {"seg": older})
+    assert np.array_equal(load_volume(Path(store.get_label_uri(image, "final"))).data, load_volume(label).data)

@@ -24,6 +24,7 @@ from lib.imaging.stacks import Encoding
 from lib.imaging.views import View
 from lib.imaging.volume import Modality, Volume
 from lib.imaging.windows import choose_window
+from lib.server import imageroutes
 from lib.server.errors import HANDLERS
 from lib.server.imageroutes import image_routes
 from lib.server.jobs.recorder import mask_change
@@ -291,3 +292,14 @@ def test_masks_are_cut_across_as_the_views_lie(node, axes, plane):
         expected = grid.enlarge(grid.cut(data, index), 0).astype(bool)
         found = np.array(pixels, bool).reshape(expected.shape) if pixels else np.zeros_like(expected)
         assert (found == expected).all(), (plane, other, index)
+
+
+def test_an_answer_is_not_larger_than_a_browser_takes(client, monkeypatch):
+    plane = client.get("/ibis/images/ct").json()["planes"]["axial"]
+    each = plane["width"] * plane["height"] * 2
+    monkeypatch.setattr(imageroutes, "_MOST_BYTES", 3 * each + 1)
+    answer = client.get("/ibis/images/ct/slices/axial/0?count=64")
+    assert len(answer.content) == 3 * each
+    assert answer.headers["x-ibis-shape"].startswith("3,")
+    monkeypatch.setattr(imageroutes, "_MOST_BYTES", 1)
+    assert len(client.get("/ibis/images/ct/slices/axial/0?count=64").content) == each

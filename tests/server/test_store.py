@@ -6,12 +6,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from monailabel.interfaces.exception import ImageNotFoundException
 
 from lib.errors import InputError
 from lib.imaging.cache import ImageRef, VolumeCache
 from lib.imaging.load import load_volume
 from lib.imaging.masks import write_mask, write_volume
 from lib.imaging.phantom import make_phantom, write_series
+from lib.imaging.seg import Segment, write_seg
 from lib.server.store import StudiesDatastore
 
 EXTENSIONS = ["*.nii.gz", "*.nii", "*.nrrd"]
@@ -172,3 +174,36 @@ def test_a_failed_read_is_not_kept(tmp_path, phantom):
         cache.get(ImageRef(path))
     write_volume(path, phantom.volume)
     assert cache.get(ImageRef(path)).data.shape == phantom.volume.data.shape
+
+
+@pytest.mark.parametrize("image", ["plain", "patient_1_ct_thorax"])
+def test_what_is_no_label_of_the_image_leaves_the_good_one(store, phantom, tmp_path, image):
+    mask = (phantom.volume.data > 200).astype(np.uint8)
+    good, other, junk = tmp_path / "good.nrrd", tmp_path / "other.nrrd", tmp_path / "junk.nrrd"
+    write_mask(good, mask, phantom.volume)
+    smaller = make_phantom(1, spacing=(16.0, 16.0, 20.0)).volume
+    write_mask(other, np.zeros(smaller.data.shape, np.uint8), smaller)
+    junk.write_bytes(b"junk")
+    store.save_label(image, str(good), "final", {})
+    for bad in (other, junk):
+        with pytest.raises(InputError, match="the label cannot be used") as refusal:
+            store.save_label(image, str(bad), "final", {})
+        assert refusal.value.field == "label"
+        store.save_label(image, str(bad), "original", {})
+    with pytest.raises(ImageNotFoundException):
+        store.save_label("nobody", str(good), "final", {})
+    assert np.array_equal(load_volume(Path(store.get_label_uri(image, "final"))).data, mask)
+    again = tmp_path / "again.nii.gz"
+    write_mask(again, 1 - mask, phantom.volume)
+    store.save_label(image, str(again), "final", {})
+    kept = Path(store.get_label_uri(image, "final"))
+    assert np.array_equal(load_volume(kept).data, 1 - mask)
+    assert [path.name for path in kept.parent.iterdir()] == [f"{image}.nii.gz"]
+
+
+def test_a_dicom_seg_is_a_label(store, tmp_path):
+    series = store.series("patient_1_ct_thorax")
+    volume = load_volume(series.folder, series=series.uid)
+    write_seg(tmp_path / "seg.dcm", (volume.data > 200).astype(np.uint8), volume, [Segment(1, "bone", 1)], "x")
+    store.save_label("patient_1_ct_thorax", str(tmp_path / "seg.dcm"), "final", {})
+    assert store.get_label_uri("patient_1_ct_thorax", "final").endswith(".dcm")

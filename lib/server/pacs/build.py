@@ -9,7 +9,7 @@ from monailabel.config import settings
 from lib.errors import InputError
 from lib.imaging.cache import VolumeCache
 from lib.server.pacs.datastore import PacsDatastore
-from lib.server.pacs.settings import PacsSettings
+from lib.server.pacs.settings import PacsSettings, check_address
 from lib.server.pacs.web import DicomWeb
 
 _FILTER = "MONAI_LABEL_DICOMWEB_SEARCH_FILTER"
@@ -19,8 +19,9 @@ def build_store(url: str, pacs: PacsSettings, folder: Path, volumes: VolumeCache
     """The store for the DICOMweb root `url`, kept below MONAI_LABEL_DICOMWEB_CACHE_PATH or else `folder`.
 
     Does not ask the PACS. Login, prefixes and search filter come from the environment variables of MONAI Label. Raises
-    InputError for a bad filter.
+    InputError for a bad filter, and for an address that holds a login.
     """
+    check_address(url)
     for name in ("httpx", "httpcore"):
         logging.getLogger(name).setLevel(logging.WARNING)  # their INFO lines hold addresses, and those name patients
     warnings.filterwarnings("ignore", module=r"(pydicom|highdicom)(\..*)?")  # so do their warnings
@@ -45,6 +46,8 @@ def build_store(url: str, pacs: PacsSettings, folder: Path, volumes: VolumeCache
         pacs = pacs.model_copy(update={"modalities": tuple(str(name).strip() for name in names)})
     if not all(isinstance(value, str | int) for value in filters.values()):
         raise InputError(f'{_FILTER}: values must be text, as in \'{{"Modality": "CT"}}\'', "studies")
+    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    folder.chmod(0o700)
     cache = Path(settings.MONAI_LABEL_DICOMWEB_CACHE_PATH.strip() or folder)
     return PacsDatastore(web, cache, pacs, {key: str(value) for key, value in filters.items()}, volumes)
 

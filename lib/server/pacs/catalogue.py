@@ -14,7 +14,8 @@ from pathlib import Path
 from typing import Any
 
 from lib.imaging.files import replacing
-from lib.server.pacs.web import COUNT, INSTANCE, MODALITY, SERIES, STUDY, UID, DicomWeb, PacsRefused, sequence, text
+from lib.server.pacs.attempts import Attempts
+from lib.server.pacs.web import COUNT, INSTANCE, MODALITY, SERIES, STUDY, UID, DicomWeb, PacsError, sequence, text
 
 _SCHEMA = 1
 _REFERENCED_SERIES = "00081115"
@@ -74,9 +75,15 @@ class Catalogue:
         self._segs: dict[str, SegInstance] = {}
         self._counts: dict[str, str] = {}
         self._labels: dict[str, list[SegInstance]] = {}
+        self._attempts = Attempts()
         self.looked = 0.0
         """When the list was last complete, seconds since the epoch; 0: never."""
         self._recover()
+
+    @property
+    def undescribed(self) -> dict[str, str]:
+        """The segmentation series that the PACS does not describe, by UID, and why; not to be changed."""
+        return self._attempts.reasons
 
     @property
     def images(self) -> dict[str, ImageSeries]:
@@ -100,7 +107,18 @@ class Catalogue:
             return self._labels
 
     def refresh(self) -> None:
-        """Ask the PACS for everything. Raises PacsError, and then keeps what it had."""
+        """Ask the PACS for everything, the images first.
+
+        A segmentation series that the PACS does not describe stays as it was, and is asked for again at the next look. Raises
+        PacsError when the PACS does not list its series; what came before that is kept.
+        """
+        self._publish(self._find_images(), self.segs, self._counts)
+        segs, counts, complete = self._find_segs()
+        self._publish(self.images, segs, counts)
+        if complete:
+            self.looked = time.time()
+
+    def _find_images(self) -> dict[str, ImageSeries]:
         images = {}
         for modality in self._modalities:
             for item in self._web.series(**self._filters, Modality=modality):
@@ -108,31 +126,39 @@ class Catalogue:
                 if UID.fullmatch(uid) and UID.fullmatch(study) and text(item, MODALITY) in ("", modality):
                     info = {key: text(item, tag) for key, tag in _SHOWN.items()}
                     images[uid] = ImageSeries(uid, study, modality, info)
-        counts, segs = {}, {}
-        before: dict[str, list[SegInstance]] = {}
-        for seg in self.segs.values():
-            before.setdefault(seg.series, []).append(seg)
+        return images
+
+    def _find_segs(self) -> tuple[dict[str, SegInstance], dict[str, str], bool]:
+        """The segmentations, how many are in each series that was described, and whether none was left for the next look."""
+        there: dict[str, tuple[str, str]] = {}
         for item in self._web.series(Modality="SEG"):
             uid, study = text(item, SERIES), text(item, STUDY)
-            if not (UID.fullmatch(uid) and UID.fullmatch(study)) or text(item, MODALITY) not in ("", "SEG"):
-                continue
-            counts[uid] = text(item, COUNT)
-            known = before.get(uid, [])
-            if not known or self._counts.get(uid) != counts[uid]:
-                old = {seg.uid: seg for seg in known}
-                try:
-                    headers = [_seg(header, uid, study) for header in self._web.metadata(study, uid)]
-                except PacsRefused:
-                    del counts[uid]  # of this one only: it is asked for again at the next look
-                    headers = []
-                known = [old.get(seg.uid, seg) for seg in headers if UID.fullmatch(seg.uid)]
-            segs.update({seg.uid: seg for seg in known})
+            if UID.fullmatch(uid) and UID.fullmatch(study) and text(item, MODALITY) in ("", "SEG"):
+                there[uid] = study, text(item, COUNT)
+        known: dict[str, list[SegInstance]] = {}
+        for seg in self.segs.values():
+            if seg.series in there:
+                known.setdefault(seg.series, []).append(seg)
+        counts = {uid: count for uid, (_, count) in there.items() if uid in known and self._counts.get(uid) == count}
+        for uid in self._attempts.order([uid for uid in there if uid not in counts], str):
+            study, count = there[uid]
+            try:
+                found = [_seg(header, uid, study) for header in self._web.metadata(study, uid)]
+            except PacsError as error:
+                if self._attempts.failed(uid, error):
+                    break
+            else:
+                self._attempts.succeeded(uid)
+                known[uid] = [seg for seg in found if UID.fullmatch(seg.uid)]
+                counts[uid] = count
+        return {seg.uid: seg for segs in known.values() for seg in segs}, counts, counts.keys() == there.keys()
+
+    def _publish(self, images: dict[str, ImageSeries], segs: Mapping[str, SegInstance], counts: dict[str, str]) -> None:
         with self._lock:
-            segs = {uid: self._segs.get(uid, seg) for uid, seg in segs.items()}
-            changed = (images, segs, counts) != (self._images, self._segs, self._counts)
-            self._images, self._segs, self._counts = images, segs, counts
-            self._labels = _labels(images, segs)
-            self.looked = time.time()
+            marked = {uid: self._segs.get(uid, seg) for uid, seg in segs.items()}
+            changed = (images, marked, counts) != (self._images, self._segs, self._counts)
+            self._images, self._segs, self._counts = images, marked, counts
+            self._labels = _labels(images, marked)
         if changed:
             self._keep()
 

@@ -7,10 +7,8 @@ Shared between request threads, the poller and the outbox. The stock table has o
 held while the PACS is waited for or an image is read. Listing images and labels asks nobody.
 """
 
-import shutil
 import tempfile
 import threading
-import time
 from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
@@ -19,7 +17,6 @@ from typing import Any
 from monailabel.datastore.dicom import DICOMWebDatastore
 from monailabel.datastore.local import DataModel, ImageLabelModel, LocalDatastore
 from monailabel.interfaces.datastore import DefaultLabelTag
-from monailabel.interfaces.exception import ImageNotFoundException
 from monailabel.utils.others.generic import md5_digest
 
 from lib.errors import ImageError, InputError
@@ -29,7 +26,7 @@ from lib.imaging.masks import write_mask, write_volume
 from lib.server.pacs.catalogue import Catalogue, ImageSeries, SegInstance
 from lib.server.pacs.downloads import Downloads
 from lib.server.pacs.outbox import Backoff, Item, Outbox
-from lib.server.pacs.segs import SegFound, read_found, write_label
+from lib.server.pacs.segs import SegFound, names_of, read_found, read_label, write_label
 from lib.server.pacs.settings import PacsSettings
 from lib.server.pacs.web import DicomWeb, PacsError
 from lib.server.series import StoredSeries
@@ -50,6 +47,8 @@ class PacsDatastore(Table, DICOMWebDatastore):
 
     def __init__(self, web: DicomWeb, cache: Path, settings: PacsSettings, filters: Mapping[str, str], volumes: VolumeCache):
         self._root = cache / md5_digest(web.base_url)
+        self._root.mkdir(mode=0o700, parents=True, exist_ok=True)
+        self._root.chmod(0o700)  # patients: nobody else's
         self._volumes = volumes
         self.web = web
         self.catalogue = Catalogue(web, self._root / "catalogue.json", settings.modalities, filters)
@@ -64,11 +63,13 @@ class PacsDatastore(Table, DICOMWebDatastore):
         return self.web.base_url
 
     def look(self) -> None:
-        """Take in what the PACS has now. Raises PacsError, and then everything stays as it was."""
+        """Take in what the PACS has now. Raises PacsError as `Catalogue.refresh`."""
         before = self.catalogue.images
-        self.catalogue.refresh()
-        if self.catalogue.images.keys() != before.keys():
-            self._reconcile_datastore()
+        try:
+            self.catalogue.refresh()
+        finally:
+            if self.catalogue.images.keys() != before.keys():
+                self._reconcile_datastore()
 
     # Images
 
@@ -118,14 +119,18 @@ class PacsDatastore(Table, DICOMWebDatastore):
     def save_label(self, image_id: str, label_filename: str, label_tag: str, label_info: dict[str, Any]) -> str:
         """Keep a label here; a final one then goes to the PACS as DICOM SEG, by the outbox.
 
-        `delivery` says where it is. Raises ImageNotFoundException for an unknown image.
+        `delivery` says where it is. Raises ImageNotFoundException for an unknown image, InputError for a final label that is
+        none of its image, and then the earlier one stays; while the image is not here, only the outbox can tell.
         """
-        info = dict(label_info or {})
+        info, label = dict(label_info or {}), Path(label_filename)
         if label_tag != _FINAL:
-            return self._store(image_id, Path(label_filename), label_tag, info)
+            return self._keep_label(image_id, label, label_tag, info)
+        here = self.downloads.here(image_id)
+        if here is not None:
+            names_of(info, read_label(label, self._volumes.get(ImageRef(here, image_id))))
         key = self.outbox.new_key()
-        label_id = self._store(image_id, Path(label_filename), label_tag, {**info, _SENT: key})
-        self._queue(key, image_id, Path(label_filename), info)
+        label_id = self._keep_label(image_id, label, label_tag, {**info, _SENT: key})
+        self._queue(key, image_id, label, info)
         return label_id
 
     def delivery(self, image_id: str) -> dict[str, Any] | None:
@@ -183,7 +188,10 @@ class PacsDatastore(Table, DICOMWebDatastore):
                 label = Path(scratch, f"{image_id}{_CONVERTED}")
                 write_mask(label, found.label, volume)
                 names = [{"name": name, "idx": value} for value, name in found.names.items()]
-                self._store(image_id, label, _FINAL, {"label_info": names, _ARRIVED: seg.uid, "annotator": seg.annotator})
+                info = {"label_info": names, _ARRIVED: seg.uid, "annotator": seg.annotator}
+                with self._table_lock:
+                    if self._is_newest(seg, image_id):  # still: somebody may have stored a label meanwhile
+                        self._keep_label(image_id, label, _FINAL, info)
         return found
 
     def status(self) -> dict[str, Any]:
@@ -208,9 +216,9 @@ class PacsDatastore(Table, DICOMWebDatastore):
 
     def _bring_newest(self, image_id: str) -> None:
         for seg in self.catalogue.labels.get(image_id, []):
-            if seg.uid in self.outbox.ours() or not self._is_newest(seg, image_id):
-                return
-            if super().get_label_info(image_id, _FINAL).get(_ARRIVED) == seg.uid:
+            info = super().get_label_info(image_id, _FINAL)
+            sent = self.outbox.get(info.get(_SENT, ""))
+            if seg.uid in (info.get(_ARRIVED), sent and sent.instance) or not self._is_newest(seg, image_id):
                 return
             try:
                 self.arrive(seg, image_id)
@@ -223,25 +231,13 @@ class PacsDatastore(Table, DICOMWebDatastore):
                 raise
 
     def _is_newest(self, seg: SegInstance, image_id: str) -> bool:
-        """Whether the label that is here, if any, is older."""
+        """Whether the label that is here, if any, is older: within a second the one that was stored here counts."""
         info = super().get_label_info(image_id, _FINAL)
         here = self.catalogue.segs.get(info.get(_ARRIVED, ""))
-        return not info or seg.time >= (info.get("ts", 0) if here is None else here.time)
-
-    def _store(self, image_id: str, label: Path, tag: str, info: Mapping[str, Any]) -> str:
-        """As the stock method, but the old label stays whole until the new one is."""
-        suffix = self._to_id(label.name)[1]
-        with self._table_lock:
-            entry = self._datastore.objects.get(image_id)
-            if entry is None:
-                raise ImageNotFoundException(f"Image {image_id} not found")
-            target = Path(self._datastore.label_path(tag), self._filename(image_id, suffix))
-            target.parent.mkdir(parents=True, exist_ok=True)
-            with replacing(target) as draft:
-                shutil.copy(label, draft)
-            entry.labels[tag] = DataModel(info={**info, "ts": int(time.time()), "name": target.name}, ext=suffix)
-            self._update_datastore_file()
-        return image_id
+        if not info or here is not None:
+            return here is None or seg.time >= here.time
+        mine = self.outbox.ours().get(seg.uid)  # made when its image was fetched, stored before
+        return (seg.time if mine is None else int(mine.created)) > int(info.get("ts", 0))
 
     def _queue(self, key: str, image_id: str, label: Path, info: Mapping[str, Any]) -> Item:
         annotator = str(info.get("client_id") or info.get("annotator") or "")

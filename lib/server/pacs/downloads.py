@@ -4,11 +4,13 @@
 never changed, so that a run keeps the images it was made on while the series grows. What has been fetched of an unfinished
 series waits in `folder/SERIES/incoming/`, each file whole.
 
-Shared between threads and processes: one file lock per series, held while its images are fetched. A lock of this process covers
-the tables of what is going on.
+Shared between threads and processes: one file lock per series, held while its images are fetched; at most `_WAITING` threads
+fetch or wait for it, so that a silent PACS leaves the server's other threads alone. A lock of this process covers the tables of
+what is going on.
 """
 
 import os
+import shutil
 import threading
 import time
 from collections.abc import Sequence
@@ -16,7 +18,7 @@ from concurrent.futures import ThreadPoolExecutor
 from hashlib import blake2b
 from pathlib import Path
 
-from filelock import FileLock
+from filelock import FileLock, Timeout
 
 from lib.imaging.dicom_headers import UNREADABLE, read_dataset
 from lib.imaging.files import replacing
@@ -26,6 +28,10 @@ from lib.server.pacs.web import DicomWeb, PacsError, PacsRefused, PacsUnreachabl
 _CURRENT = "current"
 _INCOMING = "incoming"
 _SUFFIX = ".dcm"
+_WAITING = 16
+"""Threads; the server's requests have 40."""
+_KEPT_S = 86_400
+"""Seconds for which a series is kept after it was superseded: runs that began earlier read it."""
 
 
 class Downloads:
@@ -37,7 +43,9 @@ class Downloads:
         self._expiry_s = expiry_s
         self._parallel = parallel
         self._lock = threading.Lock()
+        self._waiting = threading.BoundedSemaphore(_WAITING)
         self._checked: dict[str, float] = {}
+        self._failures: dict[str, tuple[float, PacsError]] = {}
         self._progress: dict[str, tuple[int, int]] = {}
 
     @property
@@ -57,22 +65,58 @@ class Downloads:
     def get(self, series: ImageSeries) -> Path:
         """The folder with the whole series as the PACS lists it now; fetches what is not here.
 
-        While the PACS is away, a series that was fetched before stays as it is. Raises PacsError when it was not.
+        While the PACS is away, a series that was fetched before stays as it is. Raises PacsError when it was not, also when
+        nothing comes of a fetch that somebody else began, and when too many wait.
         """
-        self._folder.mkdir(parents=True, exist_ok=True)
-        with FileLock(self._folder / f"{series.uid}.lock"):
-            current = self.here(series.uid)
-            fresh = time.monotonic() - self._checked.get(series.uid, -1e9) < self._expiry_s
-            if current is not None and (fresh or self._web.state.reachable is False):
-                return current
+        began = time.monotonic()
+        ready = self._ready(series.uid)
+        if ready is not None:
+            return ready
+        if not self._waiting.acquire(blocking=False):
+            raise PacsUnreachable(f"the PACS: {_WAITING} requests wait for its images already, ask again later")
+        try:
+            self._folder.mkdir(parents=True, exist_ok=True)
+            lock = FileLock(self._folder / f"{series.uid}.lock")
+            self._acquire(lock, series.uid)
             try:
-                path = self._bring(series, current)
-            except PacsError:
-                if current is None:
-                    raise
-                return current
-            self._checked[series.uid] = time.monotonic()
-            return path
+                return self._ready(series.uid) or self._try(series, began)
+            finally:
+                lock.release()
+        finally:
+            self._waiting.release()
+
+    def _ready(self, uid: str) -> Path | None:
+        """What is here, when the PACS need not or cannot be asked."""
+        current = self.here(uid)
+        fresh = time.monotonic() - self._checked.get(uid, -1e9) < self._expiry_s
+        return current if fresh or self._web.state.reachable is False else None
+
+    def _acquire(self, lock: FileLock, uid: str) -> None:
+        """Waits as long as images keep coming to the one who holds the lock."""
+        while True:
+            before = self.progress.get(uid)
+            try:
+                lock.acquire(timeout=self._web.timeout.read)
+                return
+            except Timeout as error:
+                if self.progress.get(uid) in (None, before):
+                    raise PacsUnreachable("the PACS: others wait for this series too, and nothing comes") from error
+
+    def _try(self, series: ImageSeries, began: float) -> Path:
+        """Bring the series, unless somebody who asked while we waited got nothing."""
+        current = self.here(series.uid)
+        failed, failure = self._failures.get(series.uid, (-1e9, None))
+        try:
+            if failure is not None and failed >= began:
+                raise PacsUnreachable(str(failure)) from failure
+            path = self._bring(series, current)
+        except PacsError as error:
+            self._failures[series.uid] = time.monotonic(), error
+            if current is None:
+                raise
+            return current
+        self._checked[series.uid] = time.monotonic()
+        return path
 
     def _bring(self, series: ImageSeries, current: Path | None) -> Path:
         wanted = self._web.instances(series.study, series.uid)
@@ -84,8 +128,11 @@ class Downloads:
             self._fetch(series, wanted, base / _INCOMING, current)
             os.replace(base / _INCOMING, target)
         if target != current:
+            if current is not None:
+                os.utime(current)
             with replacing(base / _CURRENT) as draft:
                 draft.write_text(target.name, encoding="ascii")
+        _tidy(base, target)
         return target
 
     def _fetch(self, series: ImageSeries, wanted: Sequence[str], incoming: Path, current: Path | None) -> None:
@@ -120,3 +167,12 @@ class Downloads:
                 raise PacsUnreachable("the PACS sent a damaged image; it will be asked for again") from error
             if str(found.get("SOPInstanceUID")) != instance:
                 raise PacsUnreachable("the PACS sent another image than the one that was asked for")
+
+
+def _tidy(base: Path, current: Path) -> None:
+    """Remove what was superseded long ago; a superseded folder's time is when that happened."""
+    for path in base.glob("[!.]*/"):
+        if path.name not in (current.name, _INCOMING) and time.time() - path.stat().st_mtime > _KEPT_S:
+            os.replace(path, path.with_name(f".{path.name}"))  # nobody ever sees half of one
+    for path in base.glob(".*/"):
+        shutil.rmtree(path)

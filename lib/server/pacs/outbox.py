@@ -133,9 +133,9 @@ class Outbox:
             "instance": item.instance,
         }
 
-    def ours(self) -> set[str]:
-        """The SOP Instance UIDs of all that was made here."""
-        return {item.instance for item in self.items if item.instance}
+    def ours(self) -> dict[str, Item]:
+        """What was made here, by SOP Instance UID."""
+        return {item.instance: item for item in self.items if item.instance}
 
     def add(self, key: str, image: str, label: Path, info: Mapping[str, Any], annotator: str, now: bool) -> Item:
         """Take a label in, under a `new_key`. With `now` its DICOM SEG is made at once: the answer says what it lacks."""

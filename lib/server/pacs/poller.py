@@ -9,6 +9,8 @@ import time
 from collections.abc import Callable
 
 from lib.errors import EngineError, ImageError, InputError
+from lib.server.pacs.attempts import Attempts
+from lib.server.pacs.catalogue import SegInstance
 from lib.server.pacs.datastore import PacsDatastore
 from lib.server.pacs.segs import SegFound
 from lib.server.pacs.web import PacsError
@@ -30,6 +32,7 @@ class Poller:
         self._store = store
         self._every_s = every_s
         self._arrived = arrived
+        self._attempts = Attempts()
         self._wake = threading.Event()
         self._stopped = threading.Event()
 
@@ -44,26 +47,45 @@ class Poller:
         self._stopped.set()
         self._wake.set()
 
+    @property
+    def waiting(self) -> dict[str, str]:
+        """The segmentations that could not be handed on yet, by SOP Instance UID, and why."""
+        return self._attempts.reasons
+
     def look(self) -> None:
-        """One look. Raises PacsError when the PACS is away."""
+        """One look. Raises PacsError when the PACS is away; a segmentation that cannot be had holds up no other."""
         away = self._store.web.state.reachable is False
         self._store.look()
         if away:
             self._store.outbox.hurry()
         ours = self._store.outbox.ours()
-        for image_id, segs in self._store.catalogue.labels.items():
-            if self._store.downloads.here(image_id) is None:
-                continue
-            for seg in reversed(segs):
-                if not seg.seen and seg.uid not in ours:
-                    try:
-                        found = self._store.arrive(seg, image_id)
-                    except ImageError as error:
-                        self._store.catalogue.mark(seg, seen=True, unusable=error.message)
-                        continue
-                    if self._arrived is not None:
-                        self._arrived(found)
-                    self._store.catalogue.mark(seg, seen=True)
+        new = [
+            (image_id, seg)
+            for image_id, segs in self._store.catalogue.labels.items()
+            if self._store.downloads.here(image_id) is not None
+            for seg in reversed(segs)
+            if not seg.seen and seg.uid not in ours
+        ]
+        for image_id, seg in self._attempts.order(new, lambda one: one[1].uid):
+            try:
+                self._hand_on(seg, image_id)
+            except (EngineError, InputError) as error:
+                if seg.uid not in self.waiting:
+                    logger.warning("A segmentation of the PACS waits: %s", error)
+                if self._attempts.failed(seg.uid, error):
+                    raise
+            else:
+                self._attempts.succeeded(seg.uid)
+
+    def _hand_on(self, seg: SegInstance, image_id: str) -> None:
+        try:
+            found = self._store.arrive(seg, image_id)
+        except ImageError as error:
+            self._store.catalogue.mark(seg, seen=True, unusable=error.message)
+            return
+        if self._arrived is not None:
+            self._arrived(found)
+        self._store.catalogue.mark(seg, seen=True)
 
     def _run(self) -> None:
         while not self._stopped.is_set():
@@ -73,8 +95,6 @@ class Poller:
                 self.look()
             except PacsError:
                 logger.debug("The PACS is away")
-            except (EngineError, InputError) as error:
-                logger.warning("A segmentation of the PACS waits: %s", error)
             except OSError as error:
                 logger.error("What was found in the PACS cannot be kept: %s", error.strerror)
             self._wake.wait(max(self._every_s, _SHARE * (time.monotonic() - began)))

@@ -4,13 +4,16 @@ Streams both ways on the event loop and never blocks it. Only DICOMweb resources
 without what the browser sent to this server for itself.
 """
 
+import asyncio
 import re
-from collections.abc import AsyncIterator, Callable
+from collections.abc import Callable, Mapping
+from contextlib import suppress
 
 import httpx
 from fastapi import APIRouter, HTTPException
 from starlette.requests import Request
 from starlette.responses import StreamingResponse
+from starlette.types import Message, Send
 
 from lib.server.pacs.web import LIMITS, DicomWeb
 
@@ -35,6 +38,10 @@ _GIVEN = (
 """Answer headers that go to the browser; left out are those of one connection only (RFC 9110 7.6.1), cookies and logins."""
 
 
+_HARMLESS = {"X-Content-Type-Options": "nosniff", "Content-Security-Policy": "sandbox; default-src 'none'"}
+"""What the PACS sends may come from anywhere: a browser that shows it must not run it as a page of this server."""
+
+
 def proxy_routes(web: DicomWeb, stored: Callable[[], None]) -> APIRouter:
     """The stock paths; `stored` is called when something was stored in the PACS."""
     router = APIRouter(prefix="/proxy/dicom", include_in_schema=False)
@@ -49,7 +56,10 @@ def proxy_routes(web: DicomWeb, stored: Callable[[], None]) -> APIRouter:
             service = "wado"
         if request.method == "POST":
             service = "stow"
-        address = httpx.URL(web.address(service, path)).copy_with(query=request.scope["query_string"] or None)
+        try:
+            address = httpx.URL(web.address(service, path)).copy_with(query=request.scope["query_string"] or None)
+        except (httpx.InvalidURL, UnicodeDecodeError) as error:
+            raise HTTPException(422, "query: must be percent-encoded") from error
         headers = {name: request.headers[name] for name in _SENT if name in request.headers}
         headers.setdefault("accept-encoding", "identity")
         content = request.stream() if request.method == "POST" else None
@@ -61,6 +71,8 @@ def proxy_routes(web: DicomWeb, stored: Callable[[], None]) -> APIRouter:
                 if content is not None:
                     raise
                 answer = await http.send(question, stream=True)  # the connection was closed while it was idle
+        except httpx.PoolTimeout as error:
+            raise HTTPException(503, "too many transfers from the PACS at a time, ask again later") from error
         except httpx.TimeoutException as error:
             raise HTTPException(504, "the PACS does not answer in time") from error
         except httpx.HTTPError as error:
@@ -71,7 +83,7 @@ def proxy_routes(web: DicomWeb, stored: Callable[[], None]) -> APIRouter:
         if request.method == "POST" and answer.is_success:
             stored()
         given = {name: answer.headers[name] for name in _GIVEN if name in answer.headers}
-        return StreamingResponse(_body(answer), answer.status_code, given)
+        return _Passed(answer, {**given, **_HARMLESS}, web.timeout.read)
 
     @router.api_route("/{service}/{path:path}", methods=["GET", "HEAD", "POST"])
     async def of_service(request: Request, service: str, path: str) -> StreamingResponse:
@@ -86,10 +98,21 @@ def proxy_routes(web: DicomWeb, stored: Callable[[], None]) -> APIRouter:
     return router
 
 
-async def _body(answer: httpx.Response) -> AsyncIterator[bytes]:
-    """The bytes as the PACS sends them; closes the connection also when the browser hangs up."""
-    try:
-        async for chunk in answer.aiter_raw():
-            yield chunk
-    finally:
-        await answer.aclose()
+class _Passed(StreamingResponse):
+    """The PACS's answer as it comes; its connection is closed when the browser hangs up, or takes nothing for `patience_s`."""
+
+    def __init__(self, answer: httpx.Response, headers: Mapping[str, str], patience_s: float | None):
+        super().__init__(answer.aiter_raw(), answer.status_code, headers)
+        self._answer = answer
+        self._patience_s = patience_s
+
+    async def stream_response(self, send: Send) -> None:
+        async def send_soon(message: Message) -> None:
+            async with asyncio.timeout(self._patience_s):
+                await send(message)
+
+        try:
+            with suppress(TimeoutError):
+                await super().stream_response(send_soon)
+        finally:
+            await self._answer.aclose()

@@ -1,8 +1,8 @@
 """`/ibis/pacs`: how the PACS is, and where the labels are."""
 
-from typing import Any
+from typing import Annotated, Any
 
-from fastapi import APIRouter, HTTPException
+from fastapi import APIRouter, HTTPException, Query
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
@@ -13,11 +13,12 @@ from lib.server.pacs.web import PacsError, PacsRefused
 
 
 def pacs_routes(store: PacsDatastore, poller: Poller) -> APIRouter:
-    """Read the state, look again now, send a label again."""
+    """Read the state, look again now, send a label again. The state is read on the event loop: it is there when all threads
+    wait for the PACS."""
     router = APIRouter(prefix="/ibis/pacs", tags=["IBIS"])
 
     @router.get("", summary="Whether the PACS answers, what is being fetched, and which labels are on their way to it")
-    def shown(limit: int = 100) -> dict[str, Any]:
+    async def shown(limit: Annotated[int, Query(ge=0)] = 100) -> dict[str, Any]:
         state, items = store.web.state, store.outbox.items
         return {
             "url": store.name(),
@@ -28,17 +29,19 @@ def pacs_routes(store: PacsDatastore, poller: Poller) -> APIRouter:
             "images": len(store.catalogue.images),
             "segmentations": len(store.catalogue.segs),
             "unusable": [{"instance": s.uid, "reason": s.unusable} for s in store.catalogue.segs.values() if s.unusable],
+            "undescribed": [{"series": uid, "reason": reason} for uid, reason in store.catalogue.undescribed.items()],
+            "waiting": [{"instance": uid, "reason": reason} for uid, reason in poller.waiting.items()],
             "downloads": [
                 {"image": uid, "done": done, "total": total} for uid, (done, total) in store.downloads.progress.items()
             ],
             "outbox": {
                 **{str(kind): sum(item.state is kind for item in items) for kind in Delivery},
-                "items": [store.outbox.shown(item.key) for item in reversed(items[-max(0, limit) :])],
+                "items": [store.outbox.shown(item.key) for item in items[::-1][:limit]],
             },
         }
 
     @router.post("/look", summary="Look now what is new in the PACS", status_code=202)
-    def look() -> dict[str, Any]:
+    async def look() -> dict[str, Any]:
         poller.wake()
         return {}
 

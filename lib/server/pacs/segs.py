@@ -10,12 +10,9 @@ import numpy as np
 
 from lib.agent.labels import write_label_seg
 from lib.errors import ImageError, InputError
-from lib.imaging.load import load_volume
+from lib.imaging.labelmaps import load_labels
 from lib.imaging.seg import CodeTriple, read_seg, segments_of
 from lib.imaging.volume import Volume
-
-_ON_GRID = 0.1
-"""A label's voxel may miss the image's by this share of a voxel."""
 
 
 class EmptyLabel(InputError):
@@ -54,31 +51,17 @@ def write_label(path: Path, label: Path, info: Mapping[str, Any], volume: Volume
 
 
 def read_label(path: Path, volume: Volume) -> np.ndarray:
-    """The label file (NRRD, NIfTI) as uint8 `[i, j, k]` on the volume's grid; other axis orders are turned to it.
+    """The label file as uint8 `[i, j, k]` on the volume's grid; other axis orders are turned to it.
 
     Raises InputError when it lies on another grid, or holds something else than the values 0 to 255.
     """
     try:
-        given = load_volume(path)
+        labels = load_labels(path, volume)
     except ImageError as error:
-        raise InputError(f"the label cannot be read: {error.message}", "label") from error
-    data = given.data
-    if not np.array_equal(data, np.clip(np.round(data), 0, 255)):
+        raise InputError(f"the label cannot be used: {error.message}", "label") from error
+    if labels.max(initial=0) > 255:
         raise InputError("a label's voxels must be whole numbers from 0 to 255", "label")
-    step = np.linalg.inv(volume.affine) @ given.affine
-    axes = np.abs(step[:3, :3]).argmax(axis=0)
-    ends = np.array([np.zeros(3), np.array(data.shape) - 1])
-    placed = ends @ step[:3, :3].T + step[:3, 3]
-    turned = data.transpose(np.argsort(axes)) if sorted(axes) == [0, 1, 2] else data
-    expected = np.sort(placed, axis=0)
-    if (
-        turned.shape != volume.data.shape
-        or np.abs(expected - [np.zeros(3), np.array(turned.shape) - 1]).max() > _ON_GRID
-        or np.abs(np.abs(step[:3, :3]).sum(axis=0) - 1).max() * max(turned.shape) > 3 * _ON_GRID
-    ):
-        raise InputError("the label does not lie on the image's voxel grid: export it with the image as reference", "label")
-    flips = tuple(slice(None, None, -1) if placed[0][axis] > placed[1][axis] else slice(None) for axis in range(3))
-    return np.ascontiguousarray(turned[flips]).astype(np.uint8)
+    return labels.astype(np.uint8)
 
 
 def names_of(info: Mapping[str, Any], labels: np.ndarray) -> dict[str, int]:

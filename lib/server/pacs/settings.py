@@ -42,6 +42,16 @@ def pacs_settings(conf: Mapping[str, str]) -> PacsSettings:
         raise InputError(f"the settings of the PACS are not valid: {error}", "pacs") from error
 
 
+def check_address(url: str) -> None:
+    """Raises InputError for the address of a PACS that holds a login: addresses are logged and shown."""
+    if "@" in url:
+        raise InputError(
+            "the PACS's address must not hold a login: set MONAI_LABEL_DICOMWEB_USERNAME and MONAI_LABEL_DICOMWEB_PASSWORD "
+            "('@' elsewhere in it is written %40)",
+            "studies",
+        )
+
+
 def _read(path: Path) -> dict[str, object]:
     try:
         found = yaml.safe_load(path.read_text(encoding="utf-8"))

@@ -22,12 +22,15 @@ IDLE_S = 0.5
 LIMITS = httpx.Limits(max_connections=32, max_keepalive_connections=16, keepalive_expiry=IDLE_S)
 UID = re.compile(r"[0-9]+(\.[0-9]+)+")
 """DICOM's unique identifiers (PS3.5 9.1); they become file names here, so nothing else is let in."""
-_LATER = (401, 407, 408, 425, 429)
-"""Refusals of the moment or of the login: what was asked for is not to blame."""
+_FINAL = (400, 406, 409, 413, 415, 422)
+"""Refusals of what was sent; all others are of the moment, of the login, or of something in front of the PACS."""
+_NOT_THERE = (404, 410)
 _GATEWAY = (502, 503, 504)
 """Answers of something in front of a PACS that is away."""
 _DUPLICATE = 0x0111
 """Failure Reason "Duplicate SOP Instance" (PS3.4 B.2.3)."""
+_OF_THE_MOMENT = (0x0110, *range(0xA700, 0xA800))
+"""Failure Reasons "Processing failure" and "Out of resources" (PS3.4 B.2.3, PS3.7 C.5.9)."""
 
 SERIES = "0020000E"
 STUDY = "0020000D"
@@ -47,16 +50,13 @@ class PacsUnreachable(PacsError):
 
 
 class PacsRefused(PacsError):
-    """The PACS answered, and said no."""
+    """The PACS answered, and said no. `passing`: it says that it will take the same later."""
 
-    def __init__(self, status: int, reason: str):
+    def __init__(self, status: int, reason: str, passing: bool = False):
         super().__init__(f"the PACS refused with {status}: {reason}" if reason else f"the PACS refused with {status}")
         self.status = status
-
-    @property
-    def final(self) -> bool:
+        self.final = status in _FINAL and not passing
         """Whether asking the same again is useless."""
-        return 400 <= self.status < 500 and self.status not in _LATER
 
 
 @dataclass(frozen=True)
@@ -82,10 +82,7 @@ class DicomWeb:
         timeout_s: float = 30,
         page: int = 500,
     ):
-        given = httpx.URL(url)
-        if given.username and login is None:
-            login = (given.username, given.password)
-        self.base_url = str(given.copy_with(username=None, password=None)).rstrip("/")
+        self.base_url = url.rstrip("/")
         self.auth = httpx.BasicAuth(*login) if login else None
         self.timeout = httpx.Timeout(timeout_s, connect=min(CONNECT_S, timeout_s))
         self._prefixes = dict(prefixes or {})
@@ -114,8 +111,13 @@ class DicomWeb:
         return sorted({uid for item in found if UID.fullmatch(uid := text(item, INSTANCE))})
 
     def holds(self, study: str, series: str, instance: str) -> bool:
-        """Whether the PACS has that instance."""
-        return instance in self.instances(study, series)
+        """Whether the PACS says that it has that instance."""
+        try:
+            return instance in self.instances(study, series)
+        except PacsRefused as refusal:
+            if refusal.final or refusal.status in _NOT_THERE:
+                return False
+            raise
 
     def metadata(self, study: str, series: str) -> list[dict[str, Any]]:
         """The headers of a series' instances, as DICOM JSON."""
@@ -127,7 +129,7 @@ class DicomWeb:
         answer = self._ask("GET", address, headers={"Accept": 'multipart/related; type="application/dicom"; transfer-syntax=*'})
         content = _part(answer.headers.get("content-type", ""), answer.content)
         if content is None or content[128:132] != b"DICM":
-            raise self._failed("it sent something else than the DICOM file that was asked for")
+            raise self._failed("it sent something else than the DICOM file that was asked for", answered=True)
         return content
 
     def store(self, instance: str, content: bytes) -> None:
@@ -147,8 +149,9 @@ class DicomWeb:
         if instance in stored or failed.get(instance) == str(_DUPLICATE):
             return
         if instance in failed:
-            code = failed[instance]
-            raise PacsRefused(409, f"failure reason {int(code):04X}H (PS3.4 B.2.3)" if code.isdigit() else _reason(answer))
+            code = int(failed[instance]) if failed[instance].isdigit() else None
+            reason = _reason(answer) if code is None else f"failure reason {code:04X}H (PS3.4 B.2.3)"
+            raise PacsRefused(409, reason, passing=code in _OF_THE_MOMENT)
         raise PacsRefused(409, _reason(answer) if answer.status_code == 409 else "it did not confirm the segmentation")
 
     def _search(self, path: str, key: str, filters: Mapping[str, str]) -> Iterator[dict[str, Any]]:
@@ -188,13 +191,13 @@ class DicomWeb:
         try:
             found = answer.json()
         except ValueError as error:
-            raise self._failed("it answered with something else than DICOM JSON") from error
+            raise self._failed("it answered with something else than DICOM JSON", answered=True) from error
         if not isinstance(found, list) or not all(isinstance(item, dict) for item in found):
-            raise self._failed("it answered with something else than a list of DICOM JSON")
+            raise self._failed("it answered with something else than a list of DICOM JSON", answered=True)
         return found
 
-    def _failed(self, what: str) -> PacsUnreachable:
-        self._note(False, f"the PACS: {what}")
+    def _failed(self, what: str, answered: bool = False) -> PacsUnreachable:
+        self._note(answered, f"the PACS: {what}")
         return PacsUnreachable(f"the PACS: {what}")
 
     def _note(self, reachable: bool, error: str) -> None:
