@@ -1,4 +1,4 @@
-# make setup | demo | test | serve | bench      Debian with Python 3.11 and make; everything else comes from PyPI.
+# make setup | demo | test | serve | pacs | bench | screenshots      Debian, Python 3.11, make; all else comes from PyPI.
 PYTHON ?= python3.11
 VENV   := .venv
 RUN    := $(VENV)/bin/python
@@ -8,7 +8,7 @@ IMAGE   ?=
 PROMPT  ?=
 STUDIES ?= out/demo/studies
 
-.PHONY: setup demo test lint serve bench clean
+.PHONY: setup demo test lint serve pacs screenshots bench clean
 
 setup: $(VENV)/.ready
 
@@ -33,6 +33,14 @@ lint: setup
 
 serve: setup
 	$(RUN) main.py serve --studies "$(STUDIES)"
+
+# Orthanc with a phantom, and the server on it; needs Debian's packages orthanc and orthanc-dicomweb.
+pacs: setup
+	$(RUN) main.py pacs
+
+# The README's pictures, from the demo's phantom; needs root, orthanc, orthanc-dicomweb, iproute2 and chromium.
+screenshots: setup
+	$(RUN) -m tests.e2e.screenshots
 
 bench: setup
 	$(RUN) main.py bench --output out/bench.md
