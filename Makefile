@@ -1,4 +1,4 @@
-# make setup | demo | test | serve | bench | conformance      Debian with Python 3.11 and make; everything else comes from PyPI.
+# make setup | demo | test | serve | pacs | bench | packages | screenshots | conformance      Debian with Python 3.11 and make.
 PYTHON ?= python3.11
 VENV   := .venv
 RUN    := $(VENV)/bin/python
@@ -7,8 +7,9 @@ export OMP_NUM_THREADS ?= 1
 IMAGE   ?=
 PROMPT  ?=
 STUDIES ?= out/demo/studies
+PACKAGES = chromium orthanc orthanc-dicomweb dicom3tools postgresql nodejs iproute2
 
-.PHONY: setup demo test lint serve bench conformance clean
+.PHONY: setup demo test lint serve pacs bench packages screenshots conformance clean
 
 setup: $(VENV)/.ready
 
@@ -33,6 +34,21 @@ lint: setup
 
 serve: setup
 	$(RUN) main.py serve --studies "$(STUDIES)"
+
+# Orthanc with a phantom, and the server on it; needs Debian's packages orthanc and orthanc-dicomweb.
+pacs: setup
+	$(RUN) main.py pacs
+
+# The README's pictures, from the demo's phantom; needs root, orthanc, orthanc-dicomweb, iproute2 and chromium.
+screenshots: setup
+	$(RUN) -m tests.e2e.screenshots
+
+# What the tests of viewers, PACS and PostgreSQL need; without them those tests are skipped.
+packages:
+	@if [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then \
+	  (apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends $(PACKAGES)) >/dev/null \
+	  || echo "Some of these packages could not be installed: $(PACKAGES)"; \
+	else echo "Needs root: apt-get install $(PACKAGES)"; fi
 
 bench: setup
 	$(RUN) main.py bench --output out/bench.md

@@ -4,7 +4,7 @@ import sys
 
 import typer
 
-from apps import bench, demo, evaluate, export, segment, serve, simulate, trajectories, weights
+from apps import bench, demo, evaluate, export, pacs, segment, serve, simulate, trajectories, weights
 from lib.errors import EngineError, InputError
 
 app = typer.Typer(
@@ -15,7 +15,7 @@ app = typer.Typer(
     rich_markup_mode="rich",
     pretty_exceptions_enable=False,
 )
-for module in (serve, segment, demo, evaluate, bench, export, simulate):
+for module in (serve, pacs, segment, demo, evaluate, bench, simulate, export):
     app.command()(getattr(module, module.__name__.rpartition(".")[2]))
 app.add_typer(weights.weights, name="weights")
 app.add_typer(trajectories.trajectories, name="trajectories")

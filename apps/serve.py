@@ -66,7 +66,7 @@ def serve(
             f"{host} can be reached by others: set IBIS_TOKEN to a secret that clients must send, or add --conf auth none",
             "host",
         )
-    _check_free(host, port)
+    check_free(host, port, "port")
 
     url = f"http://{'127.0.0.1' if host in ('0.0.0.0', '::') else host}:{port}"
     console.print(f"[bold]IBIS Label[/bold]  {url}", highlight=False)
@@ -93,7 +93,8 @@ def _settings(conf: list[str], known: tuple[str, ...]) -> dict[str, str]:
     return settings
 
 
-def _check_free(host: str, port: int) -> None:
+def check_free(host: str, port: int, option: str) -> None:
+    """Raises InputError, naming the option, when something else listens there."""
     import socket
 
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
@@ -103,7 +104,7 @@ def _check_free(host: str, port: int) -> None:
             probe.bind((host, port))
         except OSError as error:
             raise InputError(
-                f"{host}:{port} cannot be listened on ({error.strerror}); choose another --port", "port"
+                f"{host}:{port} cannot be listened on ({error.strerror}); choose another --{option.replace('_', '-')}", option
             ) from error
 
 

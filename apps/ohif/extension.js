@@ -6,8 +6,12 @@ import { Study } from "./study.js";
 const EXTENSION = "ibis-label";
 export const AGENT = `${EXTENSION}.panelModule.agent`;
 
+const props = { className: "ibis-host" };
+
 /** A div as a React element, as compilers inline them (Babel's transform-react-inline-elements); `ref` is given the node. */
-const host = ref => ({ $$typeof: Symbol.for("react.element"), type: "div", key: null, ref, props: { className: "ibis-host" }, _owner: null });
+const host = ref => ({ $$typeof: Symbol.for("react.element"), type: "div", key: null, ref, props, _owner: null });
+
+let panel = null;
 
 export default {
   id: EXTENSION,
@@ -15,10 +19,14 @@ export default {
     // Where MONAI Label's panel looks for its server: cookies know no port, so another server's address may be in it.
     document.cookie = `MONAILABEL_SERVER_URL=${encodeURIComponent(location.origin)};path=/;SameSite=Lax`;
   },
+  onModeExit() {
+    panel = null;
+  },
   getPanelModule({ servicesManager, commandsManager }) {
-    const panel = new Panel(new Study(servicesManager.services, commandsManager));
     const mount = node => {
-      if (node) node.append(panel.root);
+      if (!node) return;
+      panel ??= new Panel(new Study(servicesManager.services, commandsManager));
+      node.append(panel.root);
     };
     return [
       { name: "agent", iconName: "tab-segmentation", iconLabel: "Agent", label: "IBIS agent", component: () => host(mount) },

@@ -1,4 +1,4 @@
-/** The agent's panel: prompt, run, watch, stop, submit. One for as long as the page lives; OHIF shows and hides it. */
+/** The agent's panel: prompt, run, watch, stop, submit. One for each time that a study is opened; OHIF shows and hides it. */
 
 import { decode, encode } from "./nrrd.js";
 import * as server from "./server.js";

@@ -24,6 +24,13 @@ export class Study {
     return this.services.segmentationService.getSegmentation(ID) && this.services.segmentationService.getLabelmapVolume(ID);
   }
 
+  /** Throws unless the labelmap was made on the series on the screen: two phases of a CT have the same grid. */
+  checkOwner() {
+    const shown = this.labelmap.referencedVolumeId?.split(":").pop();
+    const owner = shown && this.services.displaySetService.getDisplaySetByUID(shown)?.SeriesInstanceUID;
+    if (owner !== this.series) throw new Error("What is drawn belongs to another series: choose the viewport that it was drawn in.");
+  }
+
   get grid() {
     const { dimensions, direction, spacing, origin } = this.labelmap;
     const step = axis => [0, 1, 2].map(part => direction[3 * axis + part] * spacing[axis]);
@@ -58,6 +65,7 @@ export class Study {
 
   /** Make a mask the content of segments: `targets` have a `name` and the `value` that it has in the mask. */
   draw({ grid, data }, targets) {
+    this.checkOwner();
     if (!alike(this.grid, grid)) throw new Error("OHIF shows this series on another grid than the server: the mask is not drawn.");
     const { segmentationService } = this.services;
     const voxels = this.voxels;
@@ -88,6 +96,7 @@ export class Study {
   /** What is drawn, with the values 1..N and their names as the stock route's `label_info`. */
   label() {
     if (!this.labelmap) throw new Error("Nothing is drawn on this series yet.");
+    this.checkOwner();
     const voxels = this.voxels;
     const present = new Uint8Array(256);
     for (const value of voxels) present[value] = 1;

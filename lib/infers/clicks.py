@@ -28,7 +28,8 @@ class ClickInfer(IBISInfer):
 
     They become steps of the run that looked for what `label` names, after the agent's: see `lib.infers.asked.Annotator`. In two
     dimensions the slices with points come back. In three they are carried both ways until the object ends or another drawn
-    slice is near, and the whole object comes back; without a point, the agent looks for what `label` names.
+    slice is near, and the whole object comes back; without a point, the agent looks for what `label` names. A box beside
+    points (`roi`) is not looked at.
     """
 
     options = ClickOptions
@@ -50,6 +51,8 @@ class ClickInfer(IBISInfer):
     def infer(self, request: Mapping[str, Any]) -> Answer:
         options = ClickOptions.read(request)
         assert isinstance(options, ClickOptions)
+        if options.roi and not options.foreground:
+            raise InputError("a box alone is not understood: place a foreground point in the object", "roi")
         if not options.foreground and self.dimension == 3:
             if options.background or options.label in ("", TARGET):
                 raise InputError(

@@ -89,6 +89,7 @@ class ClickOptions(Options):
     label: str = Field("", max_length=2000, repr=False)
     foreground: tuple[tuple[int, int, int], ...] = Field((), max_length=MAX_POINTS, repr=False)
     background: tuple[tuple[int, int, int], ...] = Field((), max_length=MAX_POINTS, repr=False)
+    roi: tuple[int, ...] = Field((), max_length=6, repr=False)
 
     @classmethod
     def choices(cls) -> dict[str, list[str]]:

@@ -119,6 +119,7 @@ class IBISApp(MONAILabelApp):
             extensions=settings.MONAI_LABEL_DATASTORE_FILE_EXT,
             auto_reload=settings.MONAI_LABEL_DATASTORE_AUTO_RELOAD,
             read_only=settings.MONAI_LABEL_DATASTORE_READ_ONLY,
+            volumes=self._volumes,
         )
 
     def init_infers(self) -> dict[str, InferTask]:

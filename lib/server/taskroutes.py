@@ -15,6 +15,7 @@ from monailabel.interfaces.app import MONAILabelApp
 from starlette.requests import Request
 
 from lib.infers.task import user_of
+from lib.server.uploads import SUFFIX
 
 _REMEMBERED = 20
 _TIME = "%Y-%m-%d %H:%M:%S"
@@ -27,12 +28,15 @@ def task_routes(app: MONAILabelApp) -> APIRouter:
     tasks: deque[dict[str, Any]] = deque(maxlen=_REMEMBERED)
 
     @router.post("/activelearning/{strategy}", tags=["ActiveLearning"], summary="The image to be labelled next")
-    def next_sample(request: Request, strategy: str, params: _JSON = None) -> Any:
+    def next_sample(request: Request, strategy: str, params: _JSON = None) -> dict[str, Any]:
         if strategy not in app._strategies:
             raise HTTPException(404, f"strategy {strategy!r} does not exist: this server has {', '.join(app._strategies)}")
         options = params or {}
         options["client_id"] = user_of({"client_id": options.get("client_id") or request.headers.get("X-IBIS-User")})
-        return sample(strategy, options)
+        found: dict[str, Any] = sample(strategy, options)
+        suffix = SUFFIX.search(found.get("path", ""))
+        # 3D Slicer keeps what it downloads under `name`, and tells by the suffix how to read it.
+        return {**found, "name": found["id"] + suffix[0]} if suffix else found
 
     @router.post("/scoring/{method}", tags=["Scoring"], summary="Compute a score, wait for it")
     def score(method: str, params: _JSON = None, run_sync: bool = False) -> Any:

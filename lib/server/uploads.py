@@ -20,13 +20,14 @@ from lib.server.names import NAME
 from lib.server.pacs.datastore import PacsDatastore
 from lib.trajectories.matching import label_names
 
-_SUFFIX = re.compile(r"\.(nii\.gz|[A-Za-z0-9]{1,5})$", re.IGNORECASE)
+SUFFIX = re.compile(r"\.(nii\.gz|[A-Za-z0-9]{1,5})$", re.IGNORECASE)
+"""What a file name ends with when it says what is in the file."""
 
 
 @contextmanager
 def received(file: UploadFile) -> Iterator[Path]:
     """The upload as a temporary file with its own suffix, until the block ends."""
-    found = _SUFFIX.search(file.filename or "")
+    found = SUFFIX.search(file.filename or "")
     handle, name = tempfile.mkstemp(prefix="ibis-upload-", suffix=found[0] if found else "")
     try:
         with os.fdopen(handle, "wb") as target:
@@ -65,7 +66,7 @@ def upload_routes(app: MONAILabelApp) -> APIRouter:
     ) -> dict[str, Any]:
         info = json_object(params)
         with received(file) as path:
-            name = image or _SUFFIX.sub("", Path(file.filename or "").name)
+            name = image or SUFFIX.sub("", Path(file.filename or "").name)
             if not NAME.fullmatch(name):
                 raise HTTPException(422, f"image: {name!r} cannot be a name: use letters, digits, '.', '_' and '-'")
             if not path.stat().st_size:

@@ -1,7 +1,7 @@
-"""A small PACS for trying things out: Orthanc (Debian's packages) in a network namespace of its own.
+"""A small PACS for trying things out: Orthanc (Debian's packages), on this machine or in a network namespace of its own.
 
-Orthanc 1.10 listens on every interface and cannot be told otherwise; in a namespace with nothing but loopback it is by itself.
-What else is started in the namespace reaches it, and nothing reaches the internet.
+Orthanc 1.10 listens on every interface and cannot be told otherwise, but answers this machine only. In a namespace with nothing
+but loopback it is by itself: what else is started there reaches it, and nothing reaches the internet.
 """
 
 import ctypes
@@ -18,7 +18,7 @@ from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import TracebackType
-from typing import ParamSpec, TypeVar
+from typing import ParamSpec, Protocol, TypeVar
 
 import httpx
 
@@ -33,13 +33,19 @@ _CLONE_NEWNET = 0x40000000
 _PATIENCE_S = 20.0
 
 
+def missing() -> str:
+    """What Orthanc lacks on this machine; empty when it can run."""
+    if shutil.which("Orthanc") is None or not PLUGIN.exists():
+        return "Orthanc with its DICOMweb plugin is not installed: apt-get install orthanc orthanc-dicomweb"
+    return ""
+
+
 def why_not() -> str:
     """Why Orthanc cannot run in a namespace on this machine; empty when it can."""
-    for program, package in (("ip", "iproute2"), ("Orthanc", "orthanc")):
-        if shutil.which(program) is None:
-            return f"{program} is not installed: apt install {package}"
-    if not PLUGIN.exists():
-        return "Orthanc's DICOMweb plugin is not installed: apt install orthanc-dicomweb"
+    if missing():
+        return missing()
+    if shutil.which("ip") is None:
+        return "ip is not installed: apt-get install iproute2"
     if os.geteuid() != 0:
         return "a network namespace of its own needs root"
     name = _name()
@@ -47,6 +53,20 @@ def why_not() -> str:
         return "this machine allows no network namespaces"
     subprocess.run(["ip", "netns", "del", name], check=True)
     return ""
+
+
+class Place(Protocol):
+    """Where a PACS runs."""
+
+    def call(self, function: Callable[P, T], *arguments: P.args, **options: P.kwargs) -> T:
+        """Run a function there: sockets that it opens and processes that it starts belong there."""
+
+
+class ThisMachine:
+    """The network of this machine."""
+
+    def call(self, function: Callable[P, T], *arguments: P.args, **options: P.kwargs) -> T:
+        return function(*arguments, **options)
 
 
 class Namespace:
@@ -103,19 +123,19 @@ class Namespace:
 
 
 class OrthancServer:
-    """Orthanc with DICOMweb in `namespace`, its database in `folder`; from `with` to the end of the block.
+    """Orthanc with DICOMweb in `place`, its database in `folder`; from `with` to the end of the block.
 
     Only its own process is ever signalled.
     """
 
-    def __init__(self, namespace: Namespace, folder: Path, port: int = 8042):
-        self._namespace = namespace
+    def __init__(self, place: Place, folder: Path, port: int = 8042):
+        self._place = place
         self._folder = folder
         self._root = f"http://127.0.0.1:{port}"
         self._port = port
         self._process: subprocess.Popen[bytes] | None = None
         self.url = f"{self._root}/dicom-web"
-        """The DICOMweb root, as seen in the namespace."""
+        """The DICOMweb root, as seen there."""
 
     def __enter__(self) -> "OrthancServer":
         self.start()
@@ -131,13 +151,13 @@ class OrthancServer:
         config = self._folder / "orthanc.json"
         config.write_text(json.dumps(self._configuration(), indent=1), encoding="utf-8")
         with open(self._folder / "orthanc.log", "ab") as log:
-            self._process = self._namespace.call(
+            self._process = self._place.call(
                 subprocess.Popen, ["Orthanc", str(config)], stdout=log, stderr=subprocess.STDOUT, start_new_session=True
             )
         deadline = time.monotonic() + _PATIENCE_S
         while time.monotonic() < deadline and self._process.poll() is None:
             try:
-                if self._namespace.call(httpx.get, f"{self._root}/system", timeout=2).status_code == 200:
+                if self._place.call(httpx.get, f"{self._root}/system", timeout=2).status_code == 200:
                     return
             except httpx.TransportError:
                 time.sleep(0.05)
@@ -162,7 +182,7 @@ class OrthancServer:
 
     def add(self, files: Iterable[Path]) -> None:
         """Store DICOM files in it. Raises EngineError when it refuses one."""
-        self._namespace.call(self._add, files)
+        self._place.call(self._add, files)
 
     def _add(self, files: Iterable[Path]) -> None:
         with httpx.Client(timeout=60) as http:
