@@ -26,9 +26,8 @@ export class Study {
 
   /** Throws unless the labelmap was made on the series on the screen: two phases of a CT have the same grid. */
   checkOwner() {
-    const shown = this.labelmap.referencedVolumeId?.split(":").pop();
-    const owner = shown && this.services.displaySetService.getDisplaySetByUID(shown)?.SeriesInstanceUID;
-    if (owner !== this.series) throw new Error("What is drawn belongs to another series: choose the viewport that it was drawn in.");
+    if (this.labelmap.metadata.SeriesInstanceUID === this.series) return;
+    throw new Error("What is drawn belongs to another series: choose the viewport that it was drawn in.");
   }
 
   get grid() {
