@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from lib.agent.engine import Engine
+from lib.agent.limits import Limits
 from lib.errors import InputError
 from lib.imaging.cache import ImageRef, VolumeCache
 from lib.imaging.files import replacing
@@ -88,7 +89,7 @@ class LabelDesk:
         self._lock = threading.Lock()
         self._reports: deque[Report] = deque(maxlen=_REPORTS)
         self._wake = threading.Event()
-        self._closed = False
+        self._limits = Limits()
         self._idle = threading.Condition(self._lock)
         self._thread = threading.Thread(target=self._work, name="grading", daemon=True)
 
@@ -97,8 +98,8 @@ class LabelDesk:
         self._thread.start()
 
     def close(self) -> None:
-        """Stop after the label that is being graded."""
-        self._closed = True
+        """Stop between two episodes; what is not graded yet is after the next start."""
+        self._limits.cancelled.set()
         self._wake.set()
         self._thread.join()
 
@@ -133,18 +134,18 @@ class LabelDesk:
 
     def _work(self) -> None:
         later: dict[str, float] = {}
-        while not self._closed:
+        while self._limits.reached() is None:
             self._wake.clear()
             due = [one for one in self._pending() if later.get(one[0].stem, 0.0) <= time.monotonic()]
             for path, about in due:
-                if self._closed:
-                    return
                 try:
                     report = self._grade(path.stem, about)
                 except Exception:  # the label stays, and is tried again: a database that is down comes back
                     logger.exception("A label is not graded yet; it is tried again in %d s", _RETRY_S)
                     later[path.stem] = time.monotonic() + _RETRY_S
                     continue
+                if self._limits.reached() is not None:
+                    return
                 with self._idle:
                     self._reports.append(report)
                     path.unlink(missing_ok=True)
@@ -177,7 +178,7 @@ class LabelDesk:
                 {name: Extent(plane, frozenset(slices)) for name, (plane, slices) in about["extents"].items()},
                 key,
             )
-            graded = grade_label(final, self._recording.store, self._recipe, self._engine)
+            graded = grade_label(final, self._recording.store, self._recipe, self._engine, self._limits)
         except InputError as error:
             logger.warning("A label cannot be graded: %s", error.message)
             return Report(*who, None, problem=error.message)

@@ -19,6 +19,7 @@ from lib.trajectories.recorder import Recording
 from lib.trajectories.rewards.recipes import recipe_named
 from lib.trajectories.selection import Selection
 from lib.trajectories.store import TrajectoryStore
+from lib.trajectories.trajectory import Source
 from tests.trajectories.balls import ball, played, work_on
 
 WHOLE = Extent("axial", frozenset(range(8)))
@@ -38,7 +39,8 @@ class Ward:
         image = ImageRef(folder / "ball.nii.gz")
         volumes = VolumeCache(2**28)
         recipe = recipe_named()
-        self.desk = LabelDesk(folder / "grading", self.recording, self.work.engine, volumes, recipe, lambda _: image)
+        arguments = (folder / "grading", self.recording, self.work.engine, volumes, recipe, lambda _: image)
+        self.desk, self.next_desk = LabelDesk(*arguments), LabelDesk(*arguments)
         self.finals = FinalLabels(lambda: self.datastore, self.desk)
 
     def label(self) -> dict[str, np.ndarray]:
@@ -132,3 +134,17 @@ def test_what_a_killed_server_left_is_graded_after_the_next_start(ward):
     assert ward.desk.wait(30)
     assert ward.store.count(Selection(graded=True)) == 8
     ward.desk.close()
+
+
+def test_a_server_that_is_stopped_in_the_middle_of_grading_grades_each_episode_once(ward):
+    ward.recording.record(ward.work, played(ward.work).outcomes)
+    ward.accept("ball", np.roll(ward.truth, 5, axis=0))
+    ward.desk.start()
+    while not ward.store.count(Selection(graded=True)):
+        pass
+    ward.desk.close()
+    ward.next_desk.start()
+    assert ward.next_desk.wait(30)
+    ward.next_desk.close()
+    gradings = ward.store.gradings(Selection(source=Source.RUN))
+    assert [len(found) for found in gradings.values()] == [1] * 8
