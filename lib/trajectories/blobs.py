@@ -19,7 +19,7 @@ from lib.errors import InputError
 from lib.imaging.rle import Rle
 
 _PNG, _RLE = ".png", ".rle"
-_COMPRESSION = 3
+_COMPRESSION = 1
 GRACE_S = 3600.0
 
 
@@ -110,4 +110,4 @@ class Blobs:
         return content
 
     def _path(self, digest: str, suffix: str) -> Path:
-        return self._folder / digest[:2] / f"{digest}{suffix}"
+        return Path(f"{self._folder}/{digest[:2]}/{digest}{suffix}")

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
-from lib.agent.record import from_record, to_record
+from lib.agent.record import from_record
 from lib.imaging.rle import Rle
 from lib.trajectories.blobs import Blobs
 from lib.trajectories.tables import ImageRow, StepRow, TrajectoryRow
@@ -23,7 +23,7 @@ def image_row(origin: Origin, name: str | None) -> dict[str, Any]:
 def trajectory_rows(trajectory: Trajectory, put_mask: Callable[[Rle], str]) -> tuple[dict[str, Any], list[dict[str, Any]]]:
     """The trajectory's row, without its version, and those of its steps; `put_mask` stores a mask and gives its digest."""
     outcome, origin, maker = trajectory.outcome, trajectory.origin, trajectory.maker
-    record = to_record(outcome)
+    record = trajectory.record
     given = record.get("given")
     key = trajectory.key
     row = {

@@ -4,8 +4,9 @@ or has a click taken back, is recorded anew as its next version."""
 import hashlib
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from enum import StrEnum
+from functools import cached_property
 from typing import Any
 
 from lib.agent.engine import Engine
@@ -100,11 +101,15 @@ class Trajectory:
     """First turn that this trajectory adds: before it stand the steps of the episode that a correction goes on from."""
     schema: int = SCHEMA
 
-    @property
+    @cached_property
+    def record(self) -> Mapping[str, Any]:
+        """The outcome as `lib.agent.record` writes it."""
+        return to_record(self.outcome)
+
+    @cached_property
     def key(self) -> str:
         """32 hex digits: same for the same version of the same episode, however often it is recorded."""
-        record = to_record(self.outcome)
-        return _digest([self.schema, self.episode, self.source.value, self.lesson, record])[:32]
+        return _digest([self.schema, self.episode, self.source.value, self.lesson, self.record])[:32]
 
     @property
     def conclusive(self) -> bool:
@@ -120,10 +125,9 @@ def observations(trajectory: Trajectory) -> list[str]:
     found: list[str] = []
     past: list[Any] = []
     complaint = ""
-    for step in trajectory.outcome.steps:
+    for step, record in zip(trajectory.outcome.steps, trajectory.record["steps"], strict=True):
         shown = None if mask is None else mask["counts"]
         found.append(_digest([trajectory.picture, shown, trajectory.overlay, trajectory.prompt, complaint, past])[:32])
-        record = to_record(replace(trajectory.outcome, steps=(step,), final_turn=None))["steps"][0]
         complaint = record["action"].get("detail", "") if record["action"]["kind"] == "error" else ""
         if step.undone:
             continue
