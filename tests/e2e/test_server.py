@@ -13,6 +13,8 @@ import httpx
 import numpy as np
 import pytest
 
+from lib.imaging.load import load_volume
+from lib.imaging.masks import write_mask
 from lib.imaging.phantom import write_series
 from lib.server.process import ROOT, free_port
 from tests.e2e.conftest import form
@@ -241,11 +243,13 @@ def test_uploads_are_checked_and_leave_nothing(server, studies):
     assert not (studies / "x.exe").exists()
 
 
-def test_labelled_images_can_be_fetched_as_an_archive(server):
-    import io
-    import zipfile
-
-    label = {"label": ("x.nrrd", b"NRRD0004 anything")}
-    assert httpx.put(f"{server.url}/datastore/label?image=copy3", files=label, data=form(), timeout=60).status_code == 200
+def test_labelled_images_can_be_fetched_as_an_archive(server, studies, tmp_path):
+    volume = load_volume(studies / "copy3.nii.gz")
+    write_mask(tmp_path / "x.nrrd", (volume.data > 0).astype(np.uint8), volume)
+    url = f"{server.url}/datastore/label?image=copy3"
+    label = {"label": ("x.nrrd", (tmp_path / "x.nrrd").read_bytes())}
+    assert httpx.put(url, files=label, data=form(), timeout=60).status_code == 200
+    refused = httpx.put(url, files={"label": ("x.nrrd", b"NRRD0004 anything")}, data=form(), timeout=60)
+    assert refused.status_code == 422, "no label: the earlier one stays"
     answer = httpx.get(f"{server.url}/datastore/dataset", timeout=60)
     assert any("copy3" in name for name in zipfile.ZipFile(io.BytesIO(answer.content)).namelist())
