@@ -1,11 +1,13 @@
 """The server itself: errors that say what is wrong, doors that stay shut, answers while it works."""
 
+import io
 import os
 import signal
 import subprocess
 import sys
 import threading
 import time
+import zipfile
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
