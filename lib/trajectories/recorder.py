@@ -12,7 +12,7 @@ import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
-from sqlalchemy.exc import OperationalError
+from sqlalchemy.exc import OperationalError, SQLAlchemyError
 
 from lib.agent.engine import Engine
 from lib.agent.episode import Outcome
@@ -165,7 +165,7 @@ class Recording:
                     self._lose(pairs, error)
                     return
                 time.sleep(pause)
-            except Exception as error:  # one episode must not end the recording of all others
+            except (LookupError, OSError, SQLAlchemyError, TypeError, ValueError) as error:  # of one episode, not of all others
                 if len(pairs) == 1:
                     self._lose(pairs, error)
                 else:
