@@ -146,6 +146,7 @@ class LabelDesk:
                     continue
                 if self._limits.reached() is not None:
                     return
+                later.pop(path.stem, None)
                 with self._idle:
                     self._reports.append(report)
                     path.unlink(missing_ok=True)

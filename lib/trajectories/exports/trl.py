@@ -5,6 +5,7 @@ was, wrong turns included. For GRPO prompts and the state that a reward function
 """
 
 import json
+from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -21,7 +22,7 @@ IMAGES = "images_file_names"
 """`datasets` makes of it a column `images` of pictures."""
 
 
-class _Trl:
+class _Trl(ABC):
     """What both kinds of rows share: a folder for each part, with `metadata.jsonl` and `images/`."""
 
     name = "trl"
@@ -50,8 +51,9 @@ class _Trl:
             there = [name for name in row[IMAGES] if (self._folder / part / name).is_file()]
             yield sum(one["type"] == "image" for one in parts), len(there)
 
+    @abstractmethod
     def _content(self, row: Row) -> dict[str, Any]:
-        raise NotImplementedError
+        """The columns beside `id` and the pictures."""
 
 
 class TrlSft(_Trl):
